@@ -1,0 +1,5 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+SEEDS ?= 2000
