@@ -145,7 +145,6 @@ class Ping:
 class Accepted:
     """A job was taken. `queue_tokens`: uncached tokens before it in a prefill queue."""
 
-    cached_tokens: int = 0
     reserved_blocks: int = 0
     queue_tokens: int = 0
 
