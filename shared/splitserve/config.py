@@ -6,12 +6,32 @@ description is the help text. Names are `vllm serve`'s where the meaning is the 
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
+_SIZE_UNITS = {"": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for unit, base in ((letter, 1024), (f"{letter}ib", 1024), (f"{letter}b", 1000))
+}
+
+
+def parse_size(value: object) -> object:
+    """A number of bytes from text such as `8388608`, `2GiB`, `2G` (both binary) or `2GB` (decimal). ValueError else."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+    if not found or found[2] not in _SIZE_UNITS:
+        raise ValueError(f"{value!r} is no size: give bytes, or a number with KiB, MiB, GiB or TiB")
+    return int(float(found[1]) * _SIZE_UNITS[found[2]])
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 class Group(BaseSettings):
@@ -28,6 +48,7 @@ class ModelSettings(Group):
     )
     served_model_name: str = Field("", description="name(s) that clients use, comma-separated; the first is echoed")
     revision: str = Field("", description="branch, tag or commit of the model on the hub")
+    cache_dir: str = Field("", description="folder for converted models; empty: ~/.cache/splitserve")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: the checkpoint's; float32 on a CPU without fast bf16"
     )
@@ -55,7 +76,7 @@ class EngineSettings(Group):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that its workers may use"
     )
-    kv_cache_memory_bytes: int = Field(
+    kv_cache_memory_bytes: Size = Field(
         0,
         ge=0,
         description="KV pool of each worker in bytes; 0: 1 GiB on a CPU (less when memory is short), the rest of a GPU",
@@ -97,7 +118,7 @@ class HttpSettings(Group):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to others")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     api_key: str = Field("", description="key(s) that clients must send as a bearer token, comma-separated")
-    max_body_bytes: int = Field(8 * MIB, ge=1024, description="largest request body")
+    max_body_bytes: Size = Field(8 * MIB, ge=1024, description="largest request body")
     strict_fields: bool = Field(False, description="refuse request fields that the API does not know")
     root_path: str = Field("", description="path prefix when behind a proxy")
 
@@ -129,7 +150,6 @@ class ServeSettings(Group):
     prefill: int = Field(1, ge=0, description="prefill workers to start; 0: decode workers read prompts too")
     decode: int = Field(1, ge=1, description="decode workers to start")
     start_timeout: float = Field(600.0, gt=0, description="seconds that the whole may take to become ready")
-    cache_dir: str = Field("", description="folder for converted models; empty: ~/.cache/splitserve")
 
 
 class LogSettings(Group):
@@ -150,3 +170,48 @@ GROUPS: tuple[type[Group], ...] = (
     ServeSettings,
     LogSettings,
 )
+
+
+def redacted(url: str) -> str:
+    """A URL without user and password, for messages."""
+    scheme, mark, rest = url.rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What `splitserve router` reads."""
+
+    model: ModelSettings
+    cluster: ClusterSettings
+    http: HttpSettings
+    routing: RoutingSettings
+    worker: WorkerSettings
+    log: LogSettings
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcessSettings:
+    """What `splitserve prefill` and `splitserve decode` read."""
+
+    model: ModelSettings
+    engine: EngineSettings
+    transfer: TransferSettings
+    cluster: ClusterSettings
+    worker: WorkerSettings
+    log: LogSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServeProcessSettings:
+    """What `splitserve serve` reads: everything, for itself and for the processes that it starts."""
+
+    serve: ServeSettings
+    model: ModelSettings
+    engine: EngineSettings
+    transfer: TransferSettings
+    cluster: ClusterSettings
+    http: HttpSettings
+    routing: RoutingSettings
+    worker: WorkerSettings
+    log: LogSettings
