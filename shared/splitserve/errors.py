@@ -259,8 +259,9 @@ _BY_CODE = {row.code: row for row in TABLE}
 
 
 def row_of(error: SplitserveError | type[SplitserveError]) -> ErrorRow:
-    """The table row of an error or class. KeyError cannot happen for a class of this module (tested)."""
-    return _BY_CLASS[error if isinstance(error, type) else type(error)]
+    """The table row of an error or class; a room's own subclass has the row of its nearest ancestor in the tree."""
+    kind = error if isinstance(error, type) else type(error)
+    return next(_BY_CLASS[base] for base in kind.__mro__ if base in _BY_CLASS)
 
 
 def error_from_code(code: str, message: str) -> SplitserveError:

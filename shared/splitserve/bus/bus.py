@@ -1,0 +1,210 @@
+"""The bus: NATS Core, and the only `nats.connect` of the project.
+
+nats-py's defaults are wrong for a control plane (protocol §3): it gives up for good after two minutes, notices a dead
+server after four, and silently buffers stale jobs while disconnected. The settings below are the measured ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from splitserve.config import redacted
+from splitserve.errors import BusUnavailable, ConfigError, MessageTooLarge, NeverReady, ProtocolError
+from splitserve.protocol.codec import decode, encode
+from splitserve.protocol.messages import Message, Refused
+from splitserve.protocol.states import RefuseReason
+
+log = logging.getLogger("splitserve.bus")
+
+Handler = Callable[[Message, str | None], None]
+PENDING_BYTES = 128 << 20  # a subscription's backlog; beyond, nats-py drops and `errors` counts: Resume heals
+
+
+class NoResponders(BusUnavailable):
+    """The bus knows of nobody who listens on that subject."""
+
+
+class RequestTimeout(BusUnavailable):
+    """Nobody answered in time."""
+
+
+@dataclass(slots=True)
+class BusCounters:
+    """What went wrong on one connection, for metrics; `round_trip_s` is the last measured."""
+
+    errors: int = 0
+    unreadable: int = 0
+    reconnects: int = 0
+    round_trip_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Bus:
+    """One connection. `on_down` and `on_up` are called from the event loop, on_up after subscriptions are back.
+
+    Every coroutine raises BusUnavailable while the connection is down (nothing is buffered), and MessageTooLarge, naming
+    both sizes, for a message over the server's max_payload.
+    """
+
+    name: str
+    on_down: Callable[[], None] = lambda: None
+    on_up: Callable[[], None] = lambda: None
+    counters: BusCounters = field(default_factory=BusCounters)
+    _client: Client = field(default_factory=Client)
+    _inbox: str = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str,
+        role: str,
+        connect_timeout_s: float,
+        on_down: Callable[[], None] = lambda: None,
+        on_up: Callable[[], None] = lambda: None,
+    ) -> Bus:
+        """Connect, waiting for a server that is not there yet.
+
+        Raises NeverReady after `connect_timeout_s`, ConfigError for wrong credentials or a malformed URL.
+        """
+        bus = cls(name, on_down, on_up)
+        try:
+            async with asyncio.timeout(connect_timeout_s):
+                await bus._client.connect(
+                    url,
+                    name=name,
+                    inbox_prefix=f"_INBOX_{role}",
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # a float works; the annotation is too narrow
+                    connect_timeout=2,
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                    pending_size=0,
+                    error_cb=bus._on_error,
+                    disconnected_cb=bus._on_disconnected,
+                    reconnected_cb=bus._on_reconnected,
+                )
+        except TimeoutError as error:
+            await bus._client.close()
+            why = f" ({bus._client.last_error})" if bus._client.last_error else ""
+            raise NeverReady(
+                f"NATS at {redacted(url)} did not answer in {connect_timeout_s:g} s{why}: start it, or correct --nats"
+            ) from error
+        except (nats.errors.Error, ValueError, OSError) as error:
+            await bus._client.close()
+            raise ConfigError(f"NATS at {redacted(url)} refuses the connection: {error}") from error
+        bus._inbox = bus._client.new_inbox()
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        return self._client.max_payload
+
+    async def publish(
+        self, subject: str, message: Message, *, reply: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send and forget. With `reply`, answers go to the handler given to `receive_replies`."""
+        data = self._checked(message)
+        try:
+            await self._client.publish(subject, data, reply=self._inbox if reply else "", headers=_plain(headers))
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
+
+    async def request(
+        self, subject: str, message: Message, timeout_s: float, *, headers: Mapping[str, str] | None = None
+    ) -> Message:
+        """Send and wait for one answer.
+
+        Raises NoResponders, RequestTimeout, or a ProtocolError for an answer that cannot be read.
+        """
+        data = self._checked(message)
+        began = asyncio.get_running_loop().time()
+        try:
+            answer = await self._client.request(subject, data, timeout=timeout_s, headers=_plain(headers))
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"nobody listens on {subject}") from error
+        except nats.errors.TimeoutError as error:
+            raise RequestTimeout(f"no answer on {subject} in {timeout_s:g} s") from error
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
+        self.counters.round_trip_s = asyncio.get_running_loop().time() - began
+        return decode(answer.data)
+
+    async def answer(self, reply_to: str, message: Message) -> None:
+        """Answer a message that had a reply subject."""
+        await self.publish(reply_to, message)
+
+    async def subscribe(self, subject: str, handler: Handler) -> None:
+        """Call `handler(message, reply_to)` for each message. It must only enqueue: nats-py runs handlers one by one."""
+
+        async def on_message(raw: Msg) -> None:
+            try:
+                message = decode(raw.data)
+            except ProtocolError as error:
+                await self._refuse(raw, error)
+                return
+            handler(message, raw.reply or None)
+
+        await self._client.subscribe(subject, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES)
+
+    async def receive_replies(self, handler: Handler) -> None:
+        """Where answers to `publish(reply=True)` go."""
+        await self.subscribe(self._inbox, handler)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the server has everything sent so far."""
+        try:
+            await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type]
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
+
+    async def close(self) -> None:
+        self.on_down = self.on_up = lambda: None
+        await self._client.close()
+
+    def _checked(self, message: Message) -> bytes:
+        if not self._client.is_connected:
+            raise BusUnavailable("the bus is away: not connected")
+        data = encode(message)
+        if len(data) > self._client.max_payload:
+            raise MessageTooLarge(
+                f"a {type(message).__name__} of {len(data)} bytes is over the bus's limit of "
+                f"{self._client.max_payload}: send a shorter prompt, or raise max_payload of the NATS server"
+            )
+        return data
+
+    async def _refuse(self, raw: Msg, error: ProtocolError) -> None:
+        self.counters.unreadable += 1
+        log.warning("unreadable message", extra={"subject": raw.subject, "error": error.message})
+        if raw.reply:
+            await self._client.publish(raw.reply, encode(Refused(RefuseReason.UNREADABLE, error.message)))
+
+    async def _on_error(self, error: Exception) -> None:
+        self.counters.errors += 1
+        log.warning("bus error", extra={"connection": self.name, "error": str(error) or type(error).__name__})
+
+    async def _on_disconnected(self) -> None:
+        log.warning("bus down", extra={"connection": self.name})
+        self.on_down()
+
+    async def _on_reconnected(self) -> None:
+        self.counters.reconnects += 1
+        log.warning("bus up", extra={"connection": self.name})
+        self.on_up()
+
+
+def _plain(headers: Mapping[str, str] | None) -> dict[str, str] | None:
+    return dict(headers) if headers else None
