@@ -1,0 +1,235 @@
+"""A KV pool that other processes of this host may read: nameless shared memory, passed on by file descriptor.
+
+    page 0        header: magic, version, flags, incarnation, layout, blocks, block bytes
+    then          generations   u64 a block, written by the owner's BlockPool before a block gets new content
+    then          checksums     u64 a block, filled only with `--kv-checksum=all` (kv/checksum.py)
+    then          pool          blocks x block bytes
+
+Each part starts on a page. The memory has no name, so nothing of it outlives its last process (protocol.md §4). A
+reader's map cannot be made writable, and the file cannot shrink under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from hashlib import sha256
+
+from splitserve.errors import KvMismatch, NotEnoughMemory
+from splitserve.kv.host import available_memory
+
+PAGE = mmap.PAGESIZE
+_MAGIC = b"SSKVPOOL"
+_VERSION = 1
+_HEADER = struct.Struct("<8sIIQ32sQQ")
+_CHECKSUMMED = 1  # flag
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it yet
+_F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; fcntl has no name for it yet
+_PREFAULT_BYTES = 16 << 20  # a slice of this size is mapped in well under a millisecond
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Page 0. `layout` is any digest string of the KV layout; the page holds its sha256."""
+
+    blocks: int
+    block_bytes: int
+    incarnation: int
+    layout: bytes
+    checksummed: bool = False
+
+    @property
+    def generations_at(self) -> int:
+        return PAGE
+
+    @property
+    def checksums_at(self) -> int:
+        return self.generations_at + _pages(self.blocks * 8)
+
+    @property
+    def pool_at(self) -> int:
+        return self.checksums_at + _pages(self.blocks * 8)
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.blocks * self.block_bytes
+
+    @property
+    def size(self) -> int:
+        return self.pool_at + _pages(self.pool_bytes)
+
+    def pack(self) -> bytes:
+        flags = _CHECKSUMMED if self.checksummed else 0
+        return _HEADER.pack(_MAGIC, _VERSION, flags, self.incarnation, self.layout, self.blocks, self.block_bytes)
+
+    @classmethod
+    def read(cls, raw: bytes) -> Header:
+        """KvMismatch when these are not the first bytes of a segment of this version."""
+        if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
+            raise KvMismatch("magic: the file descriptor is not a KV segment")
+        _, version, flags, incarnation, layout, blocks, block_bytes = _HEADER.unpack_from(raw)
+        if version != _VERSION:
+            raise KvMismatch(f"version: the segment has version {version}, this build reads {_VERSION}")
+        return cls(blocks, block_bytes, incarnation, layout, bool(flags & _CHECKSUMMED))
+
+
+class Segment:
+    """The owner's side, writable. `fd` may be sent to a reader; it stays this object's.
+
+    `generations` and `checksums` are memoryviews of u64 ("Q"), one item a block; `pool` one of bytes, block i at
+    [i * block_bytes, (i+1) * block_bytes), ready for `torch.frombuffer`.
+    """
+
+    def __init__(self, fd: int, header: Header, memory: mmap.mmap, layout_digest: str) -> None:
+        self.fd = fd
+        self.header = header
+        self.layout_digest = layout_digest
+        self.generations, self.checksums, self.pool = _parts(memoryview(memory), header)
+
+    @classmethod
+    def create(
+        cls, blocks: int, block_bytes: int, layout_digest: str, incarnation: int, *, checksummed: bool = False
+    ) -> Segment:
+        """A zeroed, prefaulted pool. ValueError for an empty one; NotEnoughMemory when the system refuses."""
+        if blocks < 1 or block_bytes < 1:
+            raise ValueError(f"a segment needs blocks: got {blocks} blocks of {block_bytes} bytes")
+        header = Header(blocks, block_bytes, incarnation, _digest(layout_digest), checksummed)
+        available = available_memory()
+        if header.size > available:  # asked before: populating would end in the kernel's out-of-memory killer
+            raise _no_room(header.size, f"{available} are available")
+        fd = _nameless_file()
+        try:
+            os.ftruncate(fd, header.size)
+            memory = mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED | _POPULATE)
+            memory[: _HEADER.size] = header.pack()
+            _seal(fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise _no_room(header.size, f"the system refused them ({error.strerror})") from error
+            raise
+        return cls(fd, header, memory, layout_digest)
+
+    @property
+    def blocks(self) -> int:
+        return self.header.blocks
+
+    @property
+    def block_bytes(self) -> int:
+        return self.header.block_bytes
+
+    @property
+    def incarnation(self) -> int:
+        return self.header.incarnation
+
+    def close(self) -> None:
+        """Close `fd`; safe to repeat. The memory goes with the last reference to `pool`: `torch.frombuffer` keeps one
+        without a lock on the buffer, so unmapping by hand would pull it away under a tensor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class SegmentView:
+    """A reader's side, read-only. It stays readable when the owner is dead."""
+
+    def __init__(self, header: Header, memory: mmap.mmap) -> None:
+        self.header = header
+        self._memory = memory
+        self._whole = memoryview(memory)
+        self.generations, self.checksums, self.pool = _parts(self._whole, header)
+
+    @classmethod
+    def attach(cls, fd: int, layout_digest: str, incarnation: int) -> SegmentView:
+        """Map what `fd` names; the caller keeps `fd` and may close it. KvMismatch names the factor that differs."""
+        fd = _reopened_read_only(fd)
+        try:
+            header = Header.read(os.pread(fd, _HEADER.size, 0))
+            _check(header, os.fstat(fd).st_size, layout_digest, incarnation)
+            return cls(header, mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+        finally:
+            os.close(fd)
+
+    def prefault(self) -> None:
+        """Map every page now, else the first read pays a fault every 4 KB. Releases the interpreter between slices."""
+        try:
+            for start in range(0, self.header.size, _PREFAULT_BYTES):
+                length = min(_PREFAULT_BYTES, self.header.size - start)
+                self._memory.madvise(_MADV_POPULATE_READ, start, length)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel: slower first reads, nothing else
+                raise
+
+    def close(self) -> None:
+        """Unmap, or, while somebody still looks at the memory, leave that to the last one who does. Safe to repeat."""
+        try:
+            for part in (self.generations, self.checksums, self.pool, self._whole):
+                part.release()
+            self._memory.close()
+        except BufferError:
+            return
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+def _digest(layout_digest: str) -> bytes:
+    return sha256(layout_digest.encode()).digest()
+
+
+def _parts(whole: memoryview, header: Header) -> tuple[memoryview, memoryview, memoryview]:
+    words = header.blocks * 8
+    return (
+        whole[header.generations_at : header.generations_at + words].cast("Q"),
+        whole[header.checksums_at : header.checksums_at + words].cast("Q"),
+        whole[header.pool_at : header.pool_at + header.pool_bytes],
+    )
+
+
+def _no_room(size: int, why: str) -> NotEnoughMemory:
+    return NotEnoughMemory(f"the KV pool needs {size} bytes, {why}: give fewer with --kv-cache-memory-bytes")
+
+
+def _check(header: Header, size: int, layout_digest: str, incarnation: int) -> None:
+    if header.incarnation != incarnation:
+        raise KvMismatch(f"incarnation: the owner lives as {header.incarnation:x}, the handle names {incarnation:x}")
+    if header.layout != _digest(layout_digest):
+        raise KvMismatch(f"layout: the owner's KV layout is not ours ({layout_digest}): start both with one version")
+    if size < header.size:
+        raise KvMismatch(f"size: the segment has {size} bytes, its header promises {header.size}")
+
+
+def _nameless_file() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("splitserve-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd, path = tempfile.mkstemp(prefix="splitserve-kv-")
+    os.unlink(path)
+    return fd
+
+
+def _seal(fd: int) -> None:
+    """No shrinking, no growing, and no new writable map: only the owner's, which exists already."""
+    if sys.platform != "linux":
+        return
+    import fcntl
+
+    size_seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, size_seals)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # before Linux 5.1 only the reader's own read-only opening guards the pool
+            raise
+
+
+def _reopened_read_only(fd: int) -> int:
+    if sys.platform == "linux":
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    return os.dup(fd)
