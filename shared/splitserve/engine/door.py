@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from splitserve.kv.pool import PoolStats as PoolStats
 from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.params import SamplingParams, TokenLogprob
 from splitserve.protocol.states import FinishReason
@@ -182,17 +183,6 @@ class StepStats:
     prefix_queries: int  # prompt tokens looked up, where a prompt is computed
     prefix_hits: int
     preemptions: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """Blocks by state; they sum to `total`."""
-
-    total: int
-    free: int
-    filling: int
-    owned: int
-    cached: int
 
 
 @dataclass(frozen=True, slots=True)
