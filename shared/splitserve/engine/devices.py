@@ -1,0 +1,62 @@
+"""What the machine offers: the device, its free memory, the number formats that it is fast in."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from splitserve.errors import ConfigError
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is a GPU if there is one. ConfigError when a GPU was asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by instructions made for it, not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return _arm_has_bfloat16()
+
+
+def _arm_has_bfloat16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and any("bf16" in line.split() for line in info.read_text().splitlines() if "Features" in line)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on `device`: on a CPU what the kernel or the container allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [value for value in (_available(), _container_room()) if value is not None]
+    return min(limits, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _available() -> int | None:
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return None
+    for line in info.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _container_room() -> int | None:
+    """Limit less use of this process's own control group (version 2), the page cache counted as free."""
+    group = Path("/sys/fs/cgroup")
+    limit, current, statistics = group / "memory.max", group / "memory.current", group / "memory.stat"
+    if not limit.exists() or not current.exists() or limit.read_text().strip() == "max":
+        return None
+    cached = 0
+    if statistics.exists():
+        cached = sum(int(line.split()[1]) for line in statistics.read_text().splitlines() if line.startswith("inactive_file "))
+    return int(limit.read_text()) - int(current.read_text()) + cached
