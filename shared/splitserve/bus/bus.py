@@ -25,6 +25,7 @@ from splitserve.protocol.states import RefuseReason
 log = logging.getLogger("splitserve.bus")
 
 Handler = Callable[[Message, str | None], None]
+CLOSE_S = 2.0
 PENDING_BYTES = 128 << 20  # a subscription's backlog; beyond, nats-py drops and `errors` counts: Resume heals
 
 
@@ -94,13 +95,12 @@ class Bus:
                     reconnected_cb=bus._on_reconnected,
                 )
         except TimeoutError as error:
-            await bus._client.close()
+            await bus.close()
             why = f" ({bus._client.last_error})" if bus._client.last_error else ""
             raise NeverReady(
                 f"NATS at {redacted(url)} did not answer in {connect_timeout_s:g} s{why}: start it, or correct --nats"
             ) from error
         except (nats.errors.Error, ValueError, OSError) as error:
-            await bus._client.close()
             raise ConfigError(f"NATS at {redacted(url)} refuses the connection: {error}") from error
         bus._inbox = bus._client.new_inbox()
         return bus
@@ -172,8 +172,15 @@ class Bus:
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
 
     async def close(self) -> None:
+        """Disconnect. A server that does not take the last bytes in `CLOSE_S` is left: nats-py would wait for it."""
         self.on_down = self.on_up = lambda: None
-        await self._client.close()
+        closing = asyncio.create_task(self._client.close(), name=f"close-{self.name}")
+        _, late = await asyncio.wait({closing}, timeout=CLOSE_S)
+        for task in late:
+            task.cancel()
+        writer = getattr(self._client._transport, "_io_writer", None)  # pyright: ignore[reportPrivateUsage]
+        if late and writer is not None:
+            writer.transport.abort()
 
     def _checked(self, message: Message) -> bytes:
         if not self._client.is_connected:

@@ -53,6 +53,7 @@ class Store:
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._sha = ""
+        self._sending = 0
         self.degraded = False
         self.refused = 0
         self.dropped = 0
@@ -108,7 +109,8 @@ class Store:
 
     @property
     def pending(self) -> int:
-        return len(self._changed)
+        """Changed requests that Redis has not acknowledged."""
+        return len(self._changed) + self._sending
 
     async def read(self, rid: str) -> dict[str, str] | None:
         """The stored state of a request, None when there is none. Raises StoreUnavailable."""
@@ -144,6 +146,7 @@ class Store:
             await self._wake.wait()
             await asyncio.sleep(RETRY_EVERY_S if self.degraded else COMMIT_EVERY_S)
             batch = [self._changed.pop(rid) for rid in list(self._changed)[:BATCH]]
+            self._sending = len(batch)
             try:
                 await self._commit(batch)
                 self._degraded(False, "")
@@ -152,6 +155,7 @@ class Store:
                     if row.rid not in self._changed:  # a newer state wins
                         self._changed = {row.rid: row, **self._changed}
                 self._degraded(True, str(error))
+            self._sending = 0
             if not self._changed:
                 self._wake.clear()
                 self._idle.set()
