@@ -1,0 +1,359 @@
+"""A prefill worker's jobs: queued -> running -> held under a lease -> freed. Decides only; `service` acts.
+
+The lease is the one thing that outlives the computation: from `KvReady` on nobody writes the blocks, and they are freed
+by release, cancel or the lease's end, each of which leaves a tombstone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from splitserve.engine import door
+from splitserve.kv.lease import LeaseTable
+from splitserve.protocol.effects import Answer, BusDown, Publish, Received
+from splitserve.protocol.handle import KvHandle
+from splitserve.protocol.messages import (
+    Accepted,
+    Beat,
+    Cancel,
+    DigestRow,
+    KvReady,
+    Ping,
+    PrefillDurations,
+    PrefillJob,
+    Refused,
+    Release,
+    ReleaseAnswer,
+    Renew,
+    RenewAnswer,
+    Resume,
+    ResumeAnswer,
+)
+from splitserve.protocol.states import PrefillState, RefuseReason, Role
+from splitserve.protocol.subjects import Subjects
+from splitserve.worker.desk import Desk, Load
+from splitserve.worker.effects import Drain, EngineBatch, Identity, ToEngine
+from splitserve.worker.rules import Limits, Rules
+
+Command = Publish | Answer | ToEngine
+Key = tuple[str, int]  # (rid, pa): what the engine knows a job by
+
+
+def _random_token() -> str:
+    return secrets.token_hex(16)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One attempt."""
+
+    asked: PrefillJob
+    answer: Accepted
+    deadline: float
+    blocks: int
+    state: PrefillState = PrefillState.QUEUED
+    computed: int = 0  # tokens, cached ones included
+    ready: KvReady | None = None
+
+    @property
+    def key(self) -> Key:
+        return (self.asked.rid, self.asked.pa)
+
+    @property
+    def tokens_left(self) -> int:
+        return 0 if self.state is PrefillState.HELD else len(self.asked.ids) - self.computed
+
+    def row(self) -> DigestRow:
+        handle = self.ready.handle if self.ready else None
+        return DigestRow(
+            self.asked.rid,
+            self.asked.pa,
+            self.state,
+            (self.computed,),
+            handle_id=handle.id if handle else "",
+            token=handle.token if handle else "",
+        )
+
+
+class PrefillJobs:
+    """The core. `leases` is shared with the data plane, which pins in it; after an unpin the shell sends `Tick`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        subjects: Subjects,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+        rules: Rules = Rules(),  # noqa: B008
+        *,
+        new_token: Callable[[], str] = _random_token,
+    ) -> None:
+        self.leases = LeaseTable()
+        self._desk = Desk(Role.PREFILL, identity, subjects, limits, rules)
+        self._limits = limits
+        self._rules = rules
+        self._new_token = new_token
+        self._jobs: dict[str, _Job] = {}
+        self._pool = door.PoolStats(identity.total_blocks, identity.total_blocks, 0, 0, 0)
+        self._handles = 0
+        self._on_message: dict[type, Callable[[Any, str | None, float], list[Command]]] = {
+            PrefillJob: self._on_job,
+            Cancel: self._on_cancel,
+            Release: self._on_release,
+            Renew: self._on_renew,
+            Resume: self._on_resume,
+            Ping: lambda ping, reply_to, _now: list(self._desk.pong(reply_to)),
+        }
+        self._on_engine: dict[type, Callable[[Any, _Job, float], list[Command]]] = {
+            door.Progress: self._on_progress,
+            door.Prefilled: self._on_prefilled,
+            door.Rejected: self._on_lost,
+            door.Preempted: self._on_lost,
+            door.Failed: self._on_lost,
+        }
+
+    # --- the core's three methods, and what its shell shows ---
+
+    def handle(self, event: object, now: float) -> list[Command]:
+        """Total: an event that is not ours, or late, gives nothing."""
+        is_time = not isinstance(event, Received | EngineBatch)
+        commands = self._on_time(now) if self._rules.clock_first or is_time else []
+        match event:
+            case Received(message, reply_to):
+                self._desk.observe(message, now)
+                handler = self._on_message.get(type(message))
+                if handler is not None:
+                    commands += handler(message, reply_to, now)
+            case EngineBatch(batch):
+                self._pool = batch.pool
+                for happened in batch.events:
+                    commands += self._engine_event(happened, now)
+            case BusDown():
+                self._desk.routers.bus_down()
+            case Drain():
+                self._desk.draining = True
+            case _:
+                pass
+        return commands
+
+    def wake_at(self) -> float | None:
+        times = [job.deadline for job in self._jobs.values()]
+        times += [
+            at
+            for at in (self.leases.next_expiry(), self._desk.tombstones.next_expiry(), self._desk.routers.next_at())
+            if at is not None
+        ]
+        return min(times, default=None)
+
+    def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat:
+        running = sum(job.state is PrefillState.RUNNING for job in self._jobs.values())
+        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, running)
+        return self._desk.beat(load, step_age_ms, bus_lag_ms)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing queued, running or held: a draining worker may leave."""
+        return not self._jobs and not len(self.leases)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that are still to be computed. A cached prefix counts until its job is begun."""
+        return sum(job.tokens_left for job in self._jobs.values())
+
+    @property
+    def promised_blocks(self) -> int:
+        """Blocks that accepted jobs need or hold. One that two prompts share counts twice."""
+        queued = sum(job.blocks for job in self._jobs.values() if job.state is not PrefillState.HELD)
+        return queued + self.leases.held_blocks
+
+    # --- time ---
+
+    def _on_time(self, now: float) -> list[Command]:
+        desk = self._desk
+        desk.tombstones.expire(now)
+        commands = self._free_leases(now)
+        for job in [job for job in self._jobs.values() if job.deadline <= now]:
+            commands += self._end(job, now)
+        for router in desk.routers.silent(now):
+            for job in [job for job in self._jobs.values() if job.asked.router == router]:
+                commands += self._end(job, now)
+        return commands + [self._digest(router) for router in desk.routers.digests_due(now)]
+
+    def _free_leases(self, now: float) -> list[Command]:
+        """End what is over by the owner's clock, free what nobody reads any more."""
+        at = self.leases.next_expiry()
+        if at is None or at > now:
+            return []
+        freed = [ToEngine(door.Release(key)) for key in self.leases.expire(now)]
+        for job in list(self._jobs.values()):
+            if job.ready is not None and self.leases.lookup(job.ready.handle.id, job.ready.handle.token) is None:
+                self._forget(job, now)
+        return list(freed)
+
+    def _digest(self, router: str) -> Publish:
+        return self._desk.digest(router, 0, (job.row() for job in self._jobs.values() if job.asked.router == router))
+
+    # --- messages ---
+
+    def _on_job(self, asked: PrefillJob, reply_to: str | None, now: float) -> list[Command]:
+        stale = self._desk.stale(asked.incarnation)
+        answer, commands = (stale, list[Command]()) if stale is not None else self._take(asked, now)
+        return commands if reply_to is None else [Answer(reply_to, answer), *commands]
+
+    def _take(self, asked: PrefillJob, now: float) -> tuple[Accepted | Refused, list[Command]]:
+        job = self._jobs.get(asked.rid)
+        if job is not None and asked.pa == job.asked.pa and self._rules.same_number_same_answer:
+            return job.answer, []
+        if job is not None and asked.pa < job.asked.pa and self._rules.refuse_lower:
+            return self._desk.lower(asked.pa, job.asked.pa), []
+        ended = self._desk.ended(asked.rid, asked.pa)
+        if ended is not None:
+            return ended, []
+        commands = self._end(job, now) if job is not None else []
+        blocks = -(-len(asked.ids) // self._desk.identity.block_tokens)
+        refused = self._refusal(asked, blocks)
+        if refused is not None:
+            self._desk.tombstones.put(asked.rid, asked.pa, now, refused)
+            return refused, commands
+        answer = Accepted(reserved_blocks=blocks, queue_tokens=self.queued_tokens)
+        self._jobs[asked.rid] = _Job(asked, answer, now + asked.ttl_s, blocks)
+        add = door.Add(
+            key=(asked.rid, asked.pa),
+            mode=door.Mode.PREFILL,
+            ids=asked.ids,
+            prompt_len=asked.prompt_len,
+            outputs=(asked.ids[asked.prompt_len :],) if len(asked.seeds) == 1 else ((),) * len(asked.seeds),
+            params=asked.params,
+            seeds=asked.seeds,
+            priority=asked.priority,
+            cache_salt=asked.cache_salt,
+        )
+        return answer, [*commands, ToEngine(add)]
+
+    def _refusal(self, asked: PrefillJob, blocks: int) -> Refused | None:
+        desk, total = self._desk, self._desk.identity.total_blocks
+        unfit = desk.unfit(asked.fingerprint, len(asked.ids))
+        if unfit is not None or not self._rules.promise:
+            return unfit
+        if blocks > total:
+            return desk.refuse(RefuseReason.TOO_LONG, f"{blocks} blocks are more than the pool's {total}")
+        promised = self.promised_blocks
+        if promised + blocks > total:
+            return desk.refuse(RefuseReason.FULL, f"{blocks} blocks beside {promised} promised of {total}")
+        queued, limit = self.queued_tokens, self._limits.queued_tokens
+        if queued and queued + len(asked.ids) > limit:
+            return desk.refuse(
+                RefuseReason.FULL, f"{len(asked.ids)} tokens behind {queued} queued, the limit is {limit}"
+            )
+        return None
+
+    def _on_cancel(self, cancel: Cancel, _reply_to: str | None, now: float) -> list[Command]:
+        if self._desk.stale(cancel.incarnation) is not None:
+            return []
+        job = self._jobs.get(cancel.rid)
+        commands = self._end(job, now) if job is not None and job.asked.pa <= cancel.pa else []
+        self._desk.tombstones.put(cancel.rid, cancel.pa, now)
+        return commands
+
+    def _on_release(self, release: Release, reply_to: str | None, now: float) -> list[Command]:
+        known = self.leases.release(release.handle_id, release.token)
+        if known:
+            for job in [j for j in self._jobs.values() if j.ready and j.ready.handle.id == release.handle_id]:
+                self._forget(job, now)  # pinned blocks are freed later, the lease is over now
+        commands = self._free_leases(now)
+        return commands if reply_to is None else [Answer(reply_to, ReleaseAnswer(known)), *commands]
+
+    def _on_renew(self, renew: Renew, reply_to: str | None, now: float) -> list[Command]:
+        unknown = self.leases.renew(renew.handle_ids, now)
+        return [] if reply_to is None else [Answer(reply_to, RenewAnswer(unknown))]
+
+    def _on_resume(self, resume: Resume, reply_to: str | None, _now: float) -> list[Command]:
+        answer = self._desk.stale(resume.incarnation)
+        commands: list[Command] = []
+        if answer is None:
+            unknown: list[Key] = []
+            for row in resume.rows:
+                job = self._jobs.get(row.rid)
+                if job is None or job.asked.pa != row.attempt:
+                    unknown.append((row.rid, row.attempt))
+                else:
+                    commands += self._announce(job)
+            answer = ResumeAnswer(tuple(unknown))
+        return commands if reply_to is None else [Answer(reply_to, answer), *commands]
+
+    # --- the engine ---
+
+    def _engine_event(self, event: door.Event, now: float) -> list[Command]:
+        handler = self._on_engine.get(type(event))
+        if handler is None or not isinstance(event.key, tuple):
+            return []
+        rid, pa = event.key
+        job = self._jobs.get(rid)
+        if job is None or job.asked.pa != pa:  # ended here, the engine will say so too
+            return []
+        return handler(event, job, now)
+
+    def _on_progress(self, event: door.Progress, job: _Job, _now: float) -> list[Command]:
+        if job.state is not PrefillState.HELD:
+            job.state = PrefillState.RUNNING
+            job.computed = event.tokens
+        return []
+
+    def _on_prefilled(self, event: door.Prefilled, job: _Job, now: float) -> list[Command]:
+        mine = self._desk.identity
+        self._handles += 1
+        handle = KvHandle(
+            id=f"{mine.incarnation:x}-{self._handles}",
+            rid=job.asked.rid,
+            pa=job.asked.pa,
+            owner=mine.name,
+            incarnation=mine.incarnation,
+            fingerprint=mine.fingerprint,
+            kv_tokens=event.kv_tokens,
+            groups=event.groups,
+            chain_hash=event.chain_hash,
+            token=self._new_token(),
+            ttl_s=self._limits.lease_ttl_s,
+            addresses=mine.addresses,
+        )
+        job.state = PrefillState.HELD
+        job.computed = event.kv_tokens
+        job.ready = KvReady(
+            handle=handle,
+            tokens_ready=event.kv_tokens,
+            final=True,
+            index=event.index,
+            first_ids=event.first_ids,
+            logprobs=event.logprobs,
+            cached_tokens=event.cached_tokens,
+            durations=PrefillDurations(event.queue_s, event.prefill_s),
+            finishes=tuple(int(finish) for finish in event.finishes),
+        )
+        self.leases.grant(handle.id, job.key, handle.token, handle.groups, handle.ttl_s, now)
+        freed: list[Command] = [] if self._rules.hold_under_lease else [ToEngine(door.Release(job.key))]
+        return [*self._announce(job), *freed]
+
+    def _on_lost(self, _event: object, job: _Job, now: float) -> list[Command]:
+        """The engine gave it up. There is no message for that: a digest without it says so, and need not be late."""
+        self._forget(job, now)
+        return [self._digest(job.asked.router)]
+
+    # --- ends ---
+
+    def _announce(self, job: _Job) -> list[Command]:
+        ready = job.ready
+        return [] if ready is None else [Publish(subject, ready) for subject in job.asked.notify]
+
+    def _end(self, job: _Job, now: float) -> list[Command]:
+        """Drop a job in whatever state it is."""
+        self._forget(job, now)
+        if job.ready is None:
+            return [ToEngine(door.Abort(job.key))]
+        self.leases.end(job.ready.handle.id)
+        return self._free_leases(now)
+
+    def _forget(self, job: _Job, now: float) -> None:
+        del self._jobs[job.asked.rid]
+        self._desk.tombstones.put(job.asked.rid, job.asked.pa, now)
