@@ -10,16 +10,24 @@ import logging
 from collections.abc import Callable
 from itertools import count
 
-from splitserve.engine import door
+from splitserve.engine import door, events
 from splitserve.engine.batch import Runner, StepBatch
 from splitserve.engine.execution import Execution, execute
 from splitserve.engine.scheduler import Plan, PlannedRow, Scheduler
-from splitserve.engine.sequence import EngineConfig, Job, Phase, Sequence, blocks_for, finish_reason, make_job
+from splitserve.engine.sequence import (
+    EngineConfig,
+    Job,
+    Phase,
+    Sequence,
+    blocks_for,
+    cannot_serve,
+    finish_reason,
+    make_job,
+)  # fmt: skip
 from splitserve.engine.tables import BlockTables
 from splitserve.errors import EngineFailed
 from splitserve.kv.pool import BlockPool
 from splitserve.kv.prefix import PrefixIndex, chain_seed
-from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
 
@@ -120,27 +128,21 @@ class Engine:
             return
         rank = (add.priority, next(self._arrivals))
         job = make_job(add, rank, self._hash_seed(add.cache_salt), self._config.eos_ids, self._clock())
-        if refusal := self._refusal(job):
+        if refusal := cannot_serve(job, self._pool.total, self._config):
             self._events.append(door.Rejected(job.key, refusal))
             return
         if add.mode is door.Mode.AWAIT:
             self._reserve(job)
             return
         self._jobs[job.key] = job
-        job.uncached = len(job.prompt.ids) - len(self._tables.lookup(job.prompt, job.hash_seed)) * (
-            self._config.block_tokens
-        )
+        cached = len(self._tables.lookup(job.prompt, job.hash_seed)) * self._config.block_tokens
+        job.uncached = len(job.prompt.ids) - cached
         self._scheduler.add(job)
-
-    def _refusal(self, job: Job) -> str:
-        """Why this engine can never serve it, or ""."""
-        length = max(len(job.prompt.ids), *(len(sequence.span.ids) for sequence in job.sequences))
-        need = blocks_for(length, self._config.block_tokens)
-        if need > self._pool.total:
-            return f"{length} tokens need {need} KV blocks; the pool has {self._pool.total}"
-        if length > self._config.max_model_len:
-            return f"{length} tokens are over this model's {self._config.max_model_len}"
-        return ""
+        if add.mode is door.Mode.LOCAL:
+            for sequence in job.sequences:
+                self._end_if_complete(sequence)
+            if not job.live:
+                self._drop(job, door.Gone(job.key))
 
     def _hash_seed(self, salt: str) -> bytes:
         if not salt:
@@ -150,27 +152,26 @@ class Engine:
     def _reserve(self, job: Job) -> None:
         """Blocks at once or not at all: a fetch never waits for allocation (invariant 10)."""
         if not self._tables.start(job.prompt, job.hash_seed):
-            need, available = blocks_for(job.prompt.ids, self._config.block_tokens), self._pool.available
+            need, available = blocks_for(len(job.prompt.ids), self._config.block_tokens), self._pool.available
             message = f"{need} KV blocks are needed and {available} of {self._pool.total} are available"
             self._events.append(door.Rejected(job.key, message))
             return
         self._jobs[job.key] = job
         job.phase = Phase.AWAITING
-        cached = job.prompt.computed
-        tables = tuple(tuple(table) for table in job.prompt.tables)
-        self._events.append(door.Reserved(job.key, tables, cached // self._config.block_tokens, cached))
+        job.cached_tokens = job.prompt.computed
+        self._events.append(events.reserved(job, self._config.block_tokens))
 
     def _loaded(self, loaded: door.Loaded) -> None:
         job = self._jobs.get(loaded.key)
         if job is None or job.phase is not Phase.AWAITING:
             return
-        job.loaded_at = self._clock()
-        self._tables.written(job.prompt, len(job.prompt.ids), job.hash_seed)
+        job.ready_at, awaited = self._clock(), len(job.prompt.ids)
+        self._tables.written(job.prompt, awaited, job.hash_seed)
         for sequence in job.live:
             if sequence.num_outputs == loaded.index and loaded.first_ids:
                 sequence.span.ids.append(loaded.first_ids[sequence.number])
             self._end_if_complete(sequence)
-        if any(len(sequence.span.ids) <= len(job.prompt.ids) for sequence in job.live):
+        if any(len(sequence.span.ids) <= awaited for sequence in job.live):
             message = f"loaded up to output token {loaded.index}, but a sequence has no token to go on from"
             self._drop(job, door.Failed(job.key, message))
             return
@@ -182,9 +183,7 @@ class Engine:
             return
         sequence.finish = self._finish_reason(sequence)
         if not sequence.live:
-            self._events.append(
-                door.TokenEvent(sequence.job.key, sequence.number, sequence.num_outputs, (), sequence.finish)
-            )
+            self._events.append(events.ended(sequence))
 
     def _abort(self, abort: door.Abort) -> None:
         job = self._jobs.get(abort.key)
@@ -247,55 +246,16 @@ class Engine:
 
     def _hold(self, job: Job, ids: tuple[int, ...], logprobs: tuple[TokenLogprob | None, ...], now: float) -> None:
         job.phase = Phase.HELD
-        started_at = job.added_at if job.started_at is None else job.started_at
-        hashes, total = job.prompt.hashes, len(job.prompt.ids)
+        total = len(job.prompt.ids)
         index = total - job.prompt_len
-        self._events.append(
-            door.Prefilled(
-                job.key,
-                tuple(
-                    GroupBlocks(group, tuple(table), self._pool.generations(table))
-                    for group, table in enumerate(job.prompt.tables)
-                ),
-                kv_tokens=total,
-                chain_hash=hashes[-1].hex() if hashes else "",
-                index=index,
-                first_ids=ids,
-                finishes=tuple(self._finish_of(job, token, index + 1, total + 1) for token in ids),
-                logprobs=tuple(logprob for logprob in logprobs if logprob is not None),
-                cached_tokens=job.cached_tokens,
-                queue_s=started_at - job.added_at,
-                prefill_s=now - started_at,
-            )
-        )
+        finishes = tuple(self._finish_of(job, token, index + 1, total + 1) for token in ids)
+        self._events.append(events.prefilled(job, self._pool, ids, finishes, logprobs, now))
 
     def _append(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, now: float) -> None:
         """One sampled token: the sequence's ids, its end, its event."""
-        job, index = sequence.job, sequence.num_outputs
         sequence.span.ids.append(token)
         sequence.finish = self._finish_reason(sequence)
-        logprobs = () if logprob is None else (logprob,)
-        if sequence.reported:
-            event = door.TokenEvent(job.key, sequence.number, index, (token,), sequence.finish, logprobs)
-        else:
-            event = self._first_event(sequence, index, token, logprobs, now)
-        self._events.append(event)
-
-    def _first_event(
-        self, sequence: Sequence, index: int, token: int, logprobs: tuple[TokenLogprob, ...], now: float
-    ) -> door.TokenEvent:
-        sequence.reported = True
-        job = sequence.job
-        local = job.mode is door.Mode.LOCAL
-        since = job.added_at if local else job.loaded_at
-        started_at = since if job.started_at is None else job.started_at
-        return door.TokenEvent(
-            job.key, sequence.number, index, (token,), sequence.finish, logprobs,
-            cached_tokens=job.cached_tokens,
-            queue_s=started_at - since,
-            prefill_s=now - started_at if local else 0.0,
-            first_step_s=0.0 if local else now - started_at,
-        )  # fmt: skip
+        self._events.append(events.token(sequence, logprob, now))
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason:
         ids = sequence.span.ids
@@ -336,8 +296,8 @@ class Engine:
     # --- counts ---
 
     def _batch(self, stats: door.StepStats | None) -> door.Batch:
-        events, self._events = tuple(self._events), []
-        return door.Batch(events, stats, self._pool.stats, self._scheduler.queued_tokens)
+        told, self._events = tuple(self._events), []
+        return door.Batch(told, stats, self._pool.stats, self._scheduler.queued_tokens)
 
     def _stats(self, plan: Plan, now: float) -> door.StepStats:
         scheduler = self._scheduler

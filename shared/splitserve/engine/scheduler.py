@@ -123,7 +123,7 @@ class Scheduler:
     def _seat_loaded(self, now: float) -> None:
         while self.loaded and self._seats_for(self.loaded[0]):
             job = self.loaded.pop(0)
-            job.started_at = now
+            job.start(now)
             self.run(job)
 
     def _make_room(self, plan: Plan) -> None:
@@ -145,6 +145,7 @@ class Scheduler:
         self.remove(job)
         self._tables.release(job.prompt)
         if restart:
+            job.uncached = job.prompt.left
             self.add(job)
             return
         for sequence in job.sequences:
@@ -180,7 +181,7 @@ class Scheduler:
                 break
             # a sequence with outputs of its own goes on by replaying them; those without are sampled from the prompt
             total = len(job.prompt.ids)
-            sampled = [s for s in job.sequences if not s.aborted and len(s.span.ids) == total]
+            sampled = [s for s in job.sequences if s.live and len(s.span.ids) == total]
             budget -= self._add_chunk(plan, job, job.prompt, sampled, budget)
         return budget
 
@@ -205,8 +206,7 @@ class Scheduler:
         job.phase = Phase.COMPUTING
         job.cached_tokens = job.prompt.computed
         job.uncached = job.prompt.left
-        if job.started_at is None:
-            job.started_at = now
+        if job.start(now):
             plan.prefix_queries += len(job.prompt.ids)
             plan.prefix_hits += job.cached_tokens
         insort(self.computing, job, key=_rank)

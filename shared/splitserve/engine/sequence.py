@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -89,17 +88,24 @@ class Job:
     hash_seed: bytes
     stop_ids: frozenset[int]
     prompt: Span  # what is computed or awaited for all of its sequences at once
-    added_at: float
+    ready_at: float  # could have been scheduled: added, or loaded
     sequences: list[Sequence] = field(default_factory=list[Sequence])
     phase: Phase = Phase.WAITING
     uncached: int = 0  # ids of `prompt` that are still to be computed here
     cached_tokens: int = 0
-    loaded_at: float = 0.0
-    started_at: float | None = None  # first scheduled
+    started: bool = False
+    started_at: float = 0.0  # first scheduled, once `started`
 
     @property
     def live(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.live]
+
+    def start(self, now: float) -> bool:
+        """It is scheduled; whether for the first time."""
+        first, self.started = not self.started, True
+        if first:
+            self.started_at = now
+        return first
 
     @property
     def seats(self) -> int:
@@ -134,7 +140,27 @@ def finish_reason(
     return FinishReason.RUNNING
 
 
-def blocks_for(ids: Ids[int] | int, block_tokens: int) -> int:
-    """Blocks that so many ids fill, the last one perhaps in part."""
-    count = ids if isinstance(ids, int) else len(ids)
-    return -(-count // block_tokens)
+def blocks_for(tokens: int, block_tokens: int) -> int:
+    """Blocks that so many tokens fill, the last one perhaps in part."""
+    return -(-tokens // block_tokens)
+
+
+def blocks_at_least(job: Job, block_tokens: int) -> int:
+    """Blocks without which a job cannot produce a token: whole prompt blocks are shared by its sequences."""
+    prompt = blocks_for(len(job.prompt.ids), block_tokens)
+    if job.seats == 1:
+        return prompt
+    whole = job.prompt_len // block_tokens
+    own = sum(blocks_for(len(sequence.span.ids), block_tokens) - whole for sequence in job.sequences)
+    return max(prompt, whole + own)
+
+
+def cannot_serve(job: Job, total_blocks: int, config: EngineConfig) -> str:
+    """Why an engine, even an idle one, can never serve a job; "" when it can."""
+    length = max(len(job.prompt.ids), *(len(sequence.span.ids) for sequence in job.sequences))
+    if length > config.max_model_len:
+        return f"{length} tokens are over this model's {config.max_model_len}"
+    need = blocks_at_least(job, config.block_tokens)
+    if need > total_blocks:
+        return f"{length} tokens in {len(job.sequences)} sequences need {need} KV blocks; the pool has {total_blocks}"
+    return ""

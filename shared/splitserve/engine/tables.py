@@ -36,7 +36,7 @@ class BlockTables:
         """
         cached = self.lookup(span, hash_seed)
         self.pool.ref(cached)
-        need = blocks_for(span.ids, self._block_tokens) - len(cached)
+        need = blocks_for(len(span.ids), self._block_tokens) - len(cached)
         fresh = self.pool.allocate(need) if self.pool.available >= need + spare else None
         if fresh is None:
             self.pool.free(reversed(cached))
@@ -48,7 +48,7 @@ class BlockTables:
     def grow(self, span: Span) -> bool:
         """Blocks for ids that came since; False when the pool is dry."""
         table = span.tables[0]
-        need = blocks_for(span.ids, self._block_tokens) - len(table)
+        need = blocks_for(len(span.ids), self._block_tokens) - len(table)
         if need <= 0:
             return True
         fresh = self.pool.allocate(need)
