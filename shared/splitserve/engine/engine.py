@@ -82,7 +82,10 @@ class Engine:
         return self.finish(execute(self._runner, batch))
 
     def begin(self) -> StepBatch | None:
-        """Carry out the commands and plan a step; None when nothing can go on. `finish` must follow a batch."""
+        """Carry out the commands and plan a step; `finish` must follow.
+
+        None when nothing can go on; events, if any, then wait for `answer`.
+        """
         self._carry_out()
         self._began_at = self._clock()
         plan = self._scheduler.schedule(self._began_at)
@@ -289,7 +292,6 @@ class Engine:
         self._leave(job, event)
 
     def _leave(self, job: Job, event: door.Gone | door.Failed | door.Preempted) -> None:
-        job.phase = Phase.GONE
         del self._jobs[job.key]
         self._events.append(event)
 

@@ -97,6 +97,7 @@ class Scheduler:
                 self.running = [sequence for sequence in self.running if sequence.job is not job]
             case Phase.AWAITING | Phase.HELD | Phase.GONE:
                 pass
+        job.phase = Phase.GONE
 
     def remove_sequence(self, sequence: Sequence) -> None:
         if sequence.job.phase is Phase.RUNNING:
@@ -150,7 +151,6 @@ class Scheduler:
             return
         for sequence in job.sequences:
             self._tables.release(sequence.span)
-        job.phase = Phase.GONE
         plan.gave_way.append(job)
 
     def _add_decodes(self, plan: Plan) -> list[Sequence]:

@@ -33,7 +33,7 @@ class Phase(Enum):
     LOADED = "loaded"  # KV is there, no seat in the batch yet
     RUNNING = "running"  # its sequences decode
     HELD = "held"  # prompt computed, blocks kept for others to read
-    GONE = "gone"
+    GONE = "gone"  # on no queue: it has left, or is between two
 
 
 @dataclass(eq=False, slots=True)
