@@ -46,6 +46,12 @@ def resolve(settings: ModelSettings, progress: Progress = silent, *, weights: bo
     return checked(_from_hub(settings, progress, weights=weights), weights=weights)
 
 
+def served_names(settings: ModelSettings) -> tuple[str, ...]:
+    """The names that clients may use, the first of which is echoed; never empty."""
+    given = tuple(name for part in settings.served_model_name.split(",") if (name := part.strip()))
+    return given or (settings.model or SMOLLM2.name,)
+
+
 def checked(folder: Path, *, weights: bool = True) -> Path:
     """`folder`, absolute, if it holds a whole model. Raises ModelUnavailable naming the part that is missing."""
     if not (folder / "config.json").is_file():
