@@ -1,5 +1,54 @@
-PYTHON ?= python3.11
+# A user: make up, make test. Everything runs out of .venv; PYTHON=… makes it of another Python (3.11 or newer).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 ARGS ?=
 SEEDS ?= 2000
+FAST := not model and not slow and not e2e
+
+.DEFAULT_GOAL := help
+.PHONY: help up test test-fast check format bench simulate clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+up: $(VENV)/.runtime ## install, get the model, start everything; ARGS="--prefill 2 --decode 2" passes flags on
+	@exec $(BIN)/splitserve serve $(ARGS)
+
+test: check ## the whole test suite (a quarter of an hour on two cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev ## what needs no model and no cluster
+	$(BIN)/python -m pytest -m "$(FAST)" $(ARGS)
+
+check: $(VENV)/.dev ## ruff, format, import contracts, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## let ruff mend and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+simulate: $(VENV)/.dev ## a whole cluster under a virtual clock and faults; SEEDS=100000, or SEED=1234 to replay one
+	PYTHONPATH=services:shared:tests $(BIN)/python -m simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+bench: $(VENV)/.dev ## measure, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "splitserve needs Python 3.11 or newer; PYTHON=… names one" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --quiet --progress-bar on --editable .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --quiet --progress-bar on --editable '.[dev]'
+	@touch $(VENV)/.runtime $@
