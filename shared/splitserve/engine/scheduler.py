@@ -119,7 +119,7 @@ class Scheduler:
 
     def _seats_for(self, job: Job) -> bool:
         taken = len(self.running) + sum(job.seats for job in self.computing)
-        return not taken or taken + job.seats <= self._config.max_num_seqs
+        return taken + job.seats <= self._config.max_num_seqs
 
     def _seat_loaded(self, now: float) -> None:
         while self.loaded and self._seats_for(self.loaded[0]):

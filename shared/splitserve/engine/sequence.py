@@ -160,6 +160,8 @@ def cannot_serve(job: Job, total_blocks: int, config: EngineConfig) -> str:
     length = max(len(job.prompt.ids), *(len(sequence.span.ids) for sequence in job.sequences))
     if length > config.max_model_len:
         return f"{length} tokens are over this model's {config.max_model_len}"
+    if job.seats > config.max_num_seqs:
+        return f"{job.seats} sequences are more than the {config.max_num_seqs} of a batch (--max-num-seqs)"
     need = blocks_at_least(job, config.block_tokens)
     if need > total_blocks:
         return f"{length} tokens in {len(job.sequences)} sequences need {need} KV blocks; the pool has {total_blocks}"
