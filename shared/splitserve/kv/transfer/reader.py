@@ -1,0 +1,129 @@
+"""What a decode worker reads other workers' KV with: chooses a transport for each owner and remembers it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from splitserve.config import TransferSettings
+from splitserve.deadlines import Deadline
+from splitserve.errors import Unreachable
+from splitserve.faultpoints import Faults
+from splitserve.kv.host import boot_id
+from splitserve.kv.segment import Segment
+from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, Transport, source_of
+from splitserve.kv.transfer.choose import Choice, ways
+from splitserve.kv.transfer.shm import ShmTransport
+from splitserve.kv.transfer.tcp import SILENCE_S, TcpTransport
+from splitserve.protocol.handle import KvHandle, KvSource
+
+logger = logging.getLogger("splitserve.kv")
+
+_READERS = 16  # fetches whose bytes move at once; more of them wait
+
+
+class KvReader:
+    """Fetches blocks into `segment`, our own pool. `on_choice` hears of each transport chosen (a metric)."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        settings: TransferSettings,
+        faults: Faults,
+        *,
+        on_choice: Callable[[Choice], None] | None = None,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._segment = segment
+        self._forced = settings.kv_transport
+        self._on_choice = on_choice
+        self._executor = ThreadPoolExecutor(_READERS, thread_name_prefix="kv-fetch")
+        checksum = settings.kv_checksum
+        everything: tuple[Transport, ...] = (
+            ShmTransport(segment, self._executor, faults, verify=checksum == "all"),
+            TcpTransport(segment, self._executor, faults, verify=checksum != "off", silence_s=silence_s),
+        )
+        self._transports = {transport.name: transport for transport in everything}
+        self._chosen: dict[str, tuple[int, Transport]] = {}  # worker -> the incarnation it was chosen for
+
+    async def attach(self, source: KvSource) -> None:
+        """Choose how to read from a worker and get ready, while it still computes. Repeating is free.
+
+        Unreachable when no transport leads there, with the reason of each; KvMismatch when our pools differ.
+        """
+        transport = await self._transport(source)
+        await transport.attach(source)
+
+    async def fetch(
+        self, handle: KvHandle, pairs: Sequence[BlockPair], deadline: Deadline | None = None
+    ) -> FetchResult:
+        """Move the handle's blocks into our pool. `deadline` is an instant of the loop's clock.
+
+        Raises Fenced, Unreachable (the deadline too), KvMismatch, ChecksumMismatch. However it ends, our blocks are not
+        written any more afterwards.
+        """
+        self._check_local(pairs)
+        if not pairs:
+            return FetchResult(0, 0, 0.0, "none")
+        try:
+            async with asyncio.timeout_at(deadline.at if deadline else None):
+                transport = await self._transport(source_of(handle))
+                return await transport.fetch(handle, pairs)
+        except TimeoutError as error:
+            what = deadline.what if deadline else "fetch"
+            raise Unreachable(f"{handle.owner}: the time of {what} is over") from error
+        except Unreachable:
+            self._chosen.pop(handle.owner, None)  # choose again next time
+            raise
+
+    def retain(self, live: Iterable[SourceKey]) -> None:
+        """Let go of the memory of dead owners; `live` are the (worker, incarnation) that jobs still name. Call it now
+        and then, once a second say: until then a dead owner's whole pool stays in memory."""
+        named = frozenset(live)
+        for transport in self._transports.values():
+            transport.retain(named)
+
+    async def close(self) -> None:
+        """Let go of everything. End the fetches first."""
+        for transport in self._transports.values():
+            await transport.close()
+        self._executor.shutdown()
+
+    async def _transport(self, source: KvSource) -> Transport:
+        chosen = self._chosen.get(source.worker)
+        if chosen is not None and chosen[0] == source.incarnation:
+            return chosen[1]
+        transport, why = await self._choose(source)
+        self._chosen[source.worker] = (source.incarnation, transport)
+        self._tell(Choice(source.worker, transport.name, why))
+        return transport
+
+    async def _choose(self, source: KvSource) -> tuple[Transport, str]:
+        """The first way that works, and why it was taken."""
+        failed: list[str] = []
+        for way in ways(source.addresses, self._transports, self._forced, boot_id()):
+            if not way.usable:
+                failed.append(f"{way.transport}: {way.why}")
+                continue
+            try:
+                await self._transports[way.transport].attach(source)
+            except Unreachable as error:
+                failed.append(f"{way.transport}: {error.message}")
+            else:
+                return self._transports[way.transport], "; ".join([way.why, *failed])
+        raise Unreachable(f"no way to the KV of {source.worker}: {'; '.join(failed) or 'it offers no address'}")
+
+    def _tell(self, choice: Choice) -> None:
+        logger.info(
+            "kv transport chosen",
+            extra={"worker": choice.worker, "transport": choice.transport, "why": choice.why},
+        )
+        if self._on_choice is not None:
+            self._on_choice(choice)
+
+    def _check_local(self, pairs: Sequence[BlockPair]) -> None:
+        for pair in pairs:
+            if not 0 <= pair.local < self._segment.blocks:
+                raise ValueError(f"local block {pair.local} is outside our pool of {self._segment.blocks}")

@@ -1,0 +1,173 @@
+"""An owner of KV blocks and a reader's pool, in this process or in one that may be killed.
+
+Run as a program it is such an owner: it prints one JSON line with its handle and serves until its stdin ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from splitserve.config import TransferSettings
+from splitserve.faultpoints import Faults
+from splitserve.kv.export import Exporter
+from splitserve.kv.lease import LeaseTable
+from splitserve.kv.segment import Segment
+from splitserve.kv.transfer.base import BlockPair
+from splitserve.protocol.handle import GroupBlocks, KvAddress, KvHandle
+from support.processes import ROOT, environment
+
+BLOCKS = 32
+BLOCK_BYTES = 64 << 10
+LAYOUT = "test layout"
+LIFE = 0xABCDEF
+TOKEN = "00112233445566778899aabbccddeeff"
+LEASE_S = 1000.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A worker that holds `handle`; its lease table runs on a clock that stands at 0."""
+
+    segment: Segment
+    leases: LeaseTable
+    exporter: Exporter
+    handle: KvHandle
+
+    def end_lease(self) -> list[Any]:
+        return list(self.leases.expire(LEASE_S + 1))
+
+
+@asynccontextmanager
+async def owner(
+    directory: Path,
+    transport: Literal["auto", "shm", "tcp"] = "auto",
+    *,
+    checksum: Literal["all", "tcp", "off"] = "tcp",
+    faults: str = "",
+    blocks: Sequence[int] = tuple(range(BLOCKS)),
+    block_bytes: int = BLOCK_BYTES,
+) -> AsyncGenerator[Owner]:
+    segment = Segment.create(BLOCKS, block_bytes, LAYOUT, LIFE, checksummed=checksum == "all")
+    leases = LeaseTable()
+    settings = TransferSettings(kv_transport=transport, kv_checksum=checksum)
+    exporter = Exporter("prefill-0", segment, leases, settings, directory, Faults(faults))
+    addresses = await exporter.start()
+    try:
+        for block in range(BLOCKS):
+            segment.generations[block] = 1000 + block
+            segment.pool[block * block_bytes : (block + 1) * block_bytes] = content(block, block_bytes)
+        groups = (GroupBlocks(0, tuple(blocks), tuple(1000 + block for block in blocks)),)
+        exporter.hold(groups)
+        leases.grant("handle-1", "key-1", TOKEN, groups, LEASE_S, 0.0)
+        yield Owner(segment, leases, exporter, handle_of(groups, addresses))
+    finally:
+        await exporter.close()
+        segment.close()
+
+
+def handle_of(groups: tuple[GroupBlocks, ...], addresses: tuple[KvAddress, ...]) -> KvHandle:
+    return KvHandle(
+        id="handle-1", rid="request-1", pa=1, owner="prefill-0", incarnation=LIFE, fingerprint="f", kv_tokens=1,
+        groups=groups, chain_hash="", token=TOKEN, ttl_s=LEASE_S, addresses=addresses,
+    )  # fmt: skip
+
+
+def content(block: int, block_bytes: int = BLOCK_BYTES) -> bytes:
+    """What an owner's block holds: no two blocks, and no two places of one, are alike."""
+    return b"".join((block * 1_000_003 + at + 1).to_bytes(8, "little") for at in range(block_bytes // 8))
+
+
+def local_segment(layout: str = LAYOUT, block_bytes: int = BLOCK_BYTES) -> Segment:
+    return Segment.create(BLOCKS, block_bytes, layout, 1)
+
+
+def local_block(segment: Segment, block: int) -> bytes:
+    return bytes(segment.pool[block * segment.block_bytes : (block + 1) * segment.block_bytes])
+
+
+def pairs_of(moves: Sequence[tuple[int, int]]) -> list[BlockPair]:
+    """(remote, local) block numbers as pairs with the generations that `owner` gave."""
+    return [BlockPair(0, remote, local, 1000 + remote) for remote, local in moves]
+
+
+ALL = [(block, block) for block in range(BLOCKS)]
+
+
+class OwnerProcess:
+    """An owner in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], handle: KvHandle) -> None:
+        self._process = process
+        self.handle = handle
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until the kernel says that it stands still."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def owner_process(directory: Path, transport: str) -> Generator[OwnerProcess]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "support.kv", str(directory), transport],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT / "tests",
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            addresses = tuple(KvAddress(**address) for address in json.loads(line))
+            groups = (GroupBlocks(0, tuple(range(BLOCKS)), tuple(1000 + block for block in range(BLOCKS))),)
+            yield OwnerProcess(process, handle_of(groups, addresses))
+        finally:
+            process.kill()
+
+
+async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp"]) -> None:
+    async with owner(directory, transport) as made:
+        print(json.dumps([asdict(address) for address in made.handle.addresses]), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+@contextmanager
+def leaves_nothing_behind(directory: Path) -> Generator[None]:
+    """Fails when open descriptors, threads of the data plane or sockets are more afterwards than before."""
+    before = _left(directory)
+    yield
+    assert _left(directory) == before
+
+
+def _left(directory: Path) -> tuple[list[str], list[str], list[str]]:
+    gc.collect()  # a pool goes with its last reference
+    descriptors: list[str] = []
+    for entry in Path("/proc/self/fd").iterdir() if sys.platform == "linux" else ():
+        try:
+            descriptors.append(entry.readlink().as_posix().partition(":[")[0])
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("kv-")]
+    return sorted(descriptors), sorted(threads), sorted(path.name for path in directory.iterdir())
+
+
+def other_life(handle: KvHandle) -> KvHandle:
+    return replace(handle, incarnation=LIFE + 1)
+
+
+if __name__ == "__main__":
+    name = sys.argv[2]
+    asyncio.run(_serve(Path(sys.argv[1]), "shm" if name == "shm" else "tcp" if name == "tcp" else "auto"))
