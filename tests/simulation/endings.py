@@ -1,0 +1,63 @@
+"""How a run must end (invariants 5, 6 and 9)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulation.client import Client
+from simulation.inspection import left_in_engine, left_in_router, tombstones_left
+from simulation.invariants import require
+from simulation.router import RouterProcess
+from simulation.worker import DecodeWorker, PrefillWorker
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+LATE_S = 1.0  # a deadline may be seen so late
+
+
+def every_request_ended_in_time(client: Client, now: float, frozen_s: float) -> None:
+    """By its deadline, but for the time in which its router slept."""
+    rule = "every_request_ends_in_time"
+    if client.gone:
+        return
+    require(client.done is not None, rule, f"{client.rid} is open at {now:.2f}, it came at {client.plan.at:.2f}")
+    latest = client.began_at + client.plan.timeout_s + frozen_s + LATE_S
+    text = f"{client.rid} ended at {client.done_at:.2f}, the latest was {latest:.2f}"
+    require(client.done_at <= latest, rule, text)
+
+
+def everything_is_given_back(world: World, tombstones: bool) -> str | None:
+    """The first thing that is still held, in words; None when there is nothing."""
+    for process in world.processes.values():
+        if not process.alive:
+            continue
+        if isinstance(process, RouterProcess):
+            left = left_in_router(process.router)
+        elif isinstance(process, PrefillWorker | DecodeWorker):
+            left = _left_in_worker(process) or (tombstones_left(process.jobs) if tombstones else None)
+        else:
+            left = None
+        if left is not None:
+            return f"{process.name}: {left}"
+    return _left_in_store(world)
+
+
+def _left_in_worker(worker: PrefillWorker | DecodeWorker) -> str | None:
+    jobs = worker.jobs
+    leases = len(worker.jobs.leases) if isinstance(worker, PrefillWorker) else 0
+    fetches = len(worker.transfers) if isinstance(worker, DecodeWorker) else 0
+    if leases or fetches or jobs.promised_blocks or not jobs.idle:
+        return f"{leases} leases, {fetches} fetches, {jobs.promised_blocks} promised blocks, idle is {jobs.idle}"
+    return left_in_engine(worker.engine, worker.memory.pool)
+
+
+def _left_in_store(world: World) -> str | None:
+    """Invariant 5's other half: the store has each answered request's one final state."""
+    for client in world.clients:
+        kept = world.redis.rows.get(client.rid)
+        if client.done is None or kept is None:
+            continue
+        if not kept.row.final:
+            return f"the store has {client.rid} as {kept.row.fields.get('state')}"
+    return None

@@ -1,0 +1,82 @@
+"""The whole cluster under seeded faults, and proof that the simulator sees what it should."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulation.schedules import PROFILES, schedule_of
+from simulation.sweep import run_single, single_faults
+from simulation.world import run
+
+SEEDS = 2000
+CHUNK = 250
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Steps that are told to fail are logged with their traceback, thousands of times."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_no_seed_breaks_an_invariant(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        result = run(schedule_of(seed))
+        assert result.violation is None, f"make simulate SEED={seed}: {result.violation}"
+
+
+@pytest.mark.parametrize("base", range(4))
+def test_a_fault_at_any_one_message_costs_no_answer(base: int) -> None:
+    runs = 0
+    for schedule in single_faults(base):
+        result = run_single(schedule)
+        assert result.violation is None, f"base {base}, {schedule.single}: {result.violation}"
+        runs += 1
+    assert runs > 100
+
+
+def test_the_seeds_meet_every_message_and_every_end() -> None:
+    counts: Counter[tuple[str, str]] = Counter()
+    for seed in range(300):
+        counts.update(run(schedule_of(seed)).journal.counts)
+    met = {row for table, row in counts if table == "message"}
+    assert met >= {
+        "DecodeJob", "PrefillJob", "Amend", "Cancel", "Resume", "FinAck", "Ping", "Accepted", "Refused", "ResumeAnswer",
+        "Pong", "ReleaseAnswer", "RenewAnswer", "Release", "Renew", "KvReady", "KvLoaded", "KvFailed", "TokenFrame",
+        "Preempted", "Digest", "Beat",
+    }  # fmt: skip
+    assert {row for table, row in counts if table == "requests"} >= {"finished", "gone", "DeadlineExceeded"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_seed_is_one_run_whatever_python_hashes_strings_to(profile: str) -> None:
+    code = (
+        "import logging, sys; logging.disable()\n"
+        "from simulation.schedules import schedule_of\n"
+        "from simulation.world import run\n"
+        f"sys.stdout.write('\\n'.join(run(schedule_of(77, {profile!r}), keep=True).journal.lines))"
+    )
+    path = os.pathsep.join(str(ROOT / part) for part in ("services", "shared", "tests"))
+    logs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": path, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert len(logs[0]) > 1000
+    assert logs[0] == logs[1]
