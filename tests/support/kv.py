@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -58,10 +59,11 @@ async def owner(
     faults: str = "",
     blocks: Sequence[int] = tuple(range(BLOCKS)),
     block_bytes: int = BLOCK_BYTES,
+    port: int = 0,
 ) -> AsyncGenerator[Owner]:
     segment = Segment.create(BLOCKS, block_bytes, LAYOUT, LIFE, checksummed=checksum == "all")
     leases = LeaseTable()
-    settings = TransferSettings(kv_transport=transport, kv_checksum=checksum)
+    settings = TransferSettings(kv_transport=transport, kv_checksum=checksum, kv_port=port)
     exporter = Exporter("prefill-0", segment, leases, settings, directory, Faults(faults))
     addresses = await exporter.start()
     try:
@@ -86,7 +88,8 @@ def handle_of(groups: tuple[GroupBlocks, ...], addresses: tuple[KvAddress, ...])
 
 def content(block: int, block_bytes: int = BLOCK_BYTES) -> bytes:
     """What an owner's block holds: no two blocks, and no two places of one, are alike."""
-    return b"".join((block * 1_000_003 + at + 1).to_bytes(8, "little") for at in range(block_bytes // 8))
+    first = block * 1_000_003 + 1
+    return array("Q", range(first, first + block_bytes // 8)).tobytes()
 
 
 def local_segment(layout: str = LAYOUT, block_bytes: int = BLOCK_BYTES) -> Segment:

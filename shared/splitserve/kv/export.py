@@ -77,6 +77,11 @@ class Exporter:
         """Processes that have the pool mapped."""
         return self._shm.readers
 
+    @property
+    def tcp_connections(self) -> int:
+        """Open connections of readers, idle ones included."""
+        return self._tcp.connections
+
     async def close(self) -> None:
         """Stop serving: senders are cut off, sockets removed. Readers of shared memory read on."""
         await self._shm.close()

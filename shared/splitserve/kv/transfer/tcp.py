@@ -96,6 +96,10 @@ class TcpTransport:
             if not alive:
                 del self._idle[address]
 
+    @property
+    def idle_connections(self) -> int:
+        return sum(len(connections) for connections in self._idle.values())
+
     async def close(self) -> None:
         for connections in self._idle.values():
             for connection in connections:

@@ -89,6 +89,10 @@ class TcpServer:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{host}:{listener.getsockname()[1]}"
 
+    @property
+    def connections(self) -> int:
+        return self._acceptor.connections if self._acceptor else 0
+
     async def close(self) -> None:
         if self._acceptor is not None:
             await self._acceptor.close()
