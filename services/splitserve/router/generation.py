@@ -26,6 +26,8 @@ class Submission:
     timeout_s: float
     priority: int = 0
     cache_salt: str = ""
+    split: str = ""  # overrides --split for this one (the readiness probe forces "always")
+    created: float = 0.0  # wall clock, for the record only
     client_request_id: str = ""  # X-Request-Id as sent; an attribute, never a key
     traceparent: str = ""
 

@@ -1,0 +1,450 @@
+"""The router's brain: one pure core. Events in, commands out; `wake_at` says when to send Tick.
+
+It routes each event to the request, worker or batch that it is about, and closes every event the same way: serve the
+queue, ask for what was lost, look after the fleet. What happens to a request is `lifecycle`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from splitserve.config import RoutingSettings
+from splitserve.errors import BusUnavailable, NoWorkers, RequestFailed, SplitserveError
+from splitserve.protocol.effects import Answered, BusDown, BusUp, NoAnswer, Received, Tick, Unanswered
+from splitserve.protocol.messages import (
+    Beat,
+    Digest,
+    KvFailed,
+    KvLoaded,
+    KvReady,
+    Message,
+    Ping,
+    Preempted,
+    RenewAnswer,
+    ResumeRow,
+    TokenFrame,
+)
+from splitserve.protocol.states import RequestState, Role
+from splitserve.protocol.subjects import Subjects
+from splitserve.router import admission, digests
+from splitserve.router.chores import Chores, FinAckTimer, ReleaseTag, RenewTimer, ResumeTag
+from splitserve.router.desk import Desk, LifeTimer, Queue
+from splitserve.router.effects import Crashed, Deliver, Leave, RouterCommand, RouterEvent, Stop, Submit
+from splitserve.router.fleet import Fleet, Life, Worker
+from splitserve.router.generation import Done, Submission
+from splitserve.router.inbox import Inbox
+from splitserve.router.legs import JobKind, JobTag
+from splitserve.router.lifecycle import Lifecycle
+from splitserve.router.outbox import Outbox
+from splitserve.router.rules import Rules
+from splitserve.router.scout import Scout
+
+PING_S = 0.3
+SERVE_AGAIN_S = 0.1  # the queue is looked at again while somebody waits
+BUS_AWAY_S = 15.0
+FROZEN_S = 5.0  # workers give up a router that is silent for so long
+
+
+@dataclass(frozen=True, slots=True)
+class PingTag:
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
+class CoreTimer:
+    """`serve` the queue, `bus` away too long, `pulse` while anything lives (a frozen router sees its gap)."""
+
+    what: str
+
+
+class RouterCore:
+    """One router's life. `router`: its name on the bus, new at each start; `name` and `incarnation` stand in its beat."""
+
+    def __init__(
+        self,
+        *,
+        router: str,
+        name: str,
+        incarnation: int,
+        subjects: Subjects,
+        settings: RoutingSettings,
+        rules: Rules | None = None,
+    ) -> None:
+        rules = rules or Rules()
+        self.name, self.incarnation = name, incarnation
+        self._out = Outbox(router, subjects)
+        self._fleet = Fleet((name, incarnation), rules)
+        self._desk = Desk(
+            settings=settings,
+            rules=rules,
+            outbox=self._out,
+            fleet=self._fleet,
+            inbox=Inbox(fresh_slots=rules.fresh_slots),
+            chores=Chores(self._out),
+            scout=Scout(self._fleet, settings),
+            queue=Queue(),
+        )
+        self._lives: dict[str, Lifecycle] = {}
+        self._last_event_at: float | None = None
+        self._routes: dict[type, Callable[[Any], None]] = {
+            Received: self._received,
+            Answered: self._answered,
+            Unanswered: self._unanswered,
+            Tick: self._tick,
+            BusDown: self._bus_down,
+            BusUp: self._bus_up,
+            Submit: self._submit,
+            Stop: self._stop,
+            Leave: self._leave,
+        }
+        self._messages: dict[type, Callable[[Any], None]] = {
+            Beat: self._beat,
+            TokenFrame: self._frame,
+            KvReady: self._kv_ready,
+            KvLoaded: self._kv_loaded,
+            KvFailed: self._kv_failed,
+            Preempted: self._preempted,
+            Digest: self._digest,
+            RenewAnswer: self._desk.chores.renew_answered,
+        }
+
+    # --- the core's border ---
+
+    def handle(self, event: RouterEvent, now: float) -> list[RouterCommand]:
+        """Commands that follow from an event, in the order to carry them out. Never raises: see `Crashed`."""
+        self._out.now = now
+        self._notice_freeze(now)
+        self._guarded("", self._routes[type(event)], event)
+        self._guarded("", self._close_event)
+        return self._out.take()
+
+    def wake_at(self) -> float | None:
+        """When Tick is due; None when nothing waits."""
+        waits = [at for at in (self._out.timers.next_at(), self._fleet.wake_at(self._out.now)) if at is not None]
+        return min(waits, default=None)
+
+    def beat(self, now: float) -> Beat:
+        """To be published on the beat subject every 500 ms, and heard again."""
+        return Beat(self.name, Role.ROUTER, self.incarnation, running=len(self._lives), ready=not self._desk.bus_down)
+
+    def refusal(self, submission: Submission, now: float) -> SplitserveError | None:
+        """Why a submission would not be admitted now; None when it would."""
+        if self._desk.bus_down:
+            return BusUnavailable("the bus is away: try again in a moment", retry_after_s=1.0)
+        serving = self._fleet.serving(Role.DECODE, submission.model)
+        if not serving:
+            return NoWorkers(f"no decode worker serves {submission.model!r}: start one", retry_after_s=2.0)
+        queue = self._desk.queue
+        waiting = admission.Waiting(len(queue), queue.tokens)
+        rate = sum(worker.prefill_rate for worker in serving)
+        return admission.refusal(self._desk.settings, waiting, len(submission.ids), rate)
+
+    # --- views, for metrics and status ---
+
+    @property
+    def fleet(self) -> Fleet:
+        return self._fleet
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Transitions (`queued->decoding`) and what else happened, since the start."""
+        return dict(self._out.counts)
+
+    @property
+    def live(self) -> dict[str, RequestState]:
+        """Requests without an end yet."""
+        return {rid: life.request.state for rid, life in self._lives.items()}
+
+    @property
+    def waiting(self) -> admission.Waiting:
+        return admission.Waiting(len(self._desk.queue), self._desk.queue.tokens)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What is kept in memory beside the fleet: all zero when nothing lives and the last batches went out."""
+        return {"lives": len(self._lives), "slots": len(self._desk.inbox), "timers": len(self._out.timers)}
+
+    def lives(self) -> dict[str, Lifecycle]:
+        """For invariant checks."""
+        return dict(self._lives)
+
+    # --- requests ---
+
+    def _submit(self, event: Submit) -> None:
+        submission = event.submission
+        error = self.refusal(submission, self._out.now)
+        if error is not None:
+            self._out.put(Deliver(submission.rid, Done(error), 0))
+            return
+        self._lives[submission.rid] = Lifecycle(submission, self._desk)
+        self._out.timers.set(CoreTimer("pulse"), self._out.now + 1.0)
+
+    def _stop(self, event: Stop) -> None:
+        self._with(event.rid, lambda life: life.stop(event.choice))
+
+    def _leave(self, event: Leave) -> None:
+        self._with(event.rid, Lifecycle.leave)
+
+    def _with(self, rid: str, act: Callable[[Lifecycle], object]) -> None:
+        """Act on a request if it lives. An exception ends this request alone."""
+        life = self._lives.get(rid)
+        if life is not None:
+            self._guarded(rid, act, life)
+            if not life.request.live:
+                self._lives.pop(rid, None)
+
+    def _guarded(self, rid: str, act: Callable[..., object], *args: object) -> None:
+        try:
+            act(*args)
+        except Exception as error:  # noqa: BLE001  # whatever it is must not end the others; the shell logs it
+            self._out.put(Crashed(rid, error))
+            self._bury(rid, SplitserveError(f"the router failed under this request: {error}"))
+
+    def _bury(self, rid: str, error: SplitserveError) -> None:
+        """End a request whose own code raised, even if that code raises again: the client gets its end."""
+        life = self._lives.pop(rid, None)
+        if life is None:
+            return
+        try:
+            life.fail(error)
+        except Exception as again:  # noqa: BLE001
+            self._out.put(Crashed(rid, again))
+            self._out.put(Deliver(rid, Done(error), 0))
+
+    # --- messages ---
+
+    def _received(self, event: Received) -> None:
+        route = self._messages.get(type(event.message))
+        if route is not None:
+            route(event.message)
+
+    def _beat(self, beat: Beat) -> None:
+        self._lost(self._fleet.on_beat(beat, self._out.now))
+        if beat.role != Role.ROUTER and len(self._desk.queue):
+            self._desk.queue.serve = True
+
+    def _frame(self, frame: TokenFrame) -> None:
+        worker = (frame.worker, frame.incarnation)
+        self._fleet.heard(worker, self._out.now)
+        if self._desk.inbox.advance(worker, frame.stream_seq, frame=True) and self._desk.rules.resume_gaps:
+            self._gap_everywhere(worker)
+        for row in frame.rows():
+            owner = self._desk.inbox.owner(row.slot)
+            if owner is not None:
+                self._with(owner.rid, lambda life, c=owner.choice, row=row: life.row(c, row))
+
+    def _kv_ready(self, message: KvReady) -> None:
+        handle = message.handle
+        self._fleet.heard((handle.owner, handle.incarnation), self._out.now)
+        wanted = False
+
+        def take(life: Lifecycle) -> None:
+            nonlocal wanted
+            wanted = life.kv_ready(message)
+
+        self._with(handle.rid, take)
+        if not wanted and self._desk.rules.release_stale_handles:
+            self._desk.chores.release(handle.owner, handle.id, handle.token)
+
+    def _kv_loaded(self, message: KvLoaded) -> None:
+        self._with(message.rid, lambda life: life.kv_loaded(message))
+
+    def _kv_failed(self, message: KvFailed) -> None:
+        self._with(message.rid, lambda life: life.kv_failed(message))
+
+    def _preempted(self, message: Preempted) -> None:
+        self._with(message.rid, lambda life: life.preempted(message.worker, message.da))
+
+    def _digest(self, digest: Digest) -> None:
+        worker = (digest.worker, digest.incarnation)
+        if self._fleet.in_life(worker) is None:
+            return  # not met yet, or of a former life
+        self._fleet.heard(worker, self._out.now)
+        digests.reconcile(digest, self._lives, self._desk)
+        self._sweep()
+
+    # --- answers ---
+
+    def _answered(self, event: Answered) -> None:
+        tag = event.tag
+        if isinstance(tag, JobTag):
+            self._fleet.heard(self._life_of(tag), self._out.now)
+            prefill = tag.kind is JobKind.PREFILL
+            self._with(
+                tag.rid,
+                lambda life: (life.prefill_answered if prefill else life.decode_answered)(tag, event.message),
+            )
+        elif isinstance(tag, PingTag):
+            self._fleet.pinged(tag.life, answered=True, gone=False, now=self._out.now)
+        elif isinstance(tag, ResumeTag):
+            self._fleet.heard(tag.life, self._out.now)
+            self._resumed(tag, event.message)
+
+    def _unanswered(self, event: Unanswered) -> None:
+        tag, why = event.tag, event.why
+        gone = why is NoAnswer.NO_RESPONDERS
+        if isinstance(tag, JobTag):
+            if gone:
+                self._lost(self._fleet.no_responders(self._life_of(tag), self._out.now))
+            prefill = tag.kind is JobKind.PREFILL
+            self._with(tag.rid, lambda life: (life.prefill_unanswered if prefill else life.decode_unanswered)(tag, why))
+        elif isinstance(tag, PingTag):
+            self._lost(self._fleet.pinged(tag.life, answered=False, gone=gone, now=self._out.now))
+        elif isinstance(tag, ResumeTag):
+            if gone:
+                self._lost(self._fleet.no_responders(tag.life, self._out.now))
+            self._resumed(tag, None)
+        elif isinstance(tag, ReleaseTag):
+            self._desk.chores.release_unanswered(tag, why)
+
+    def _life_of(self, tag: JobTag) -> Life:
+        """The worker that a question went to; nobody if the request has moved on."""
+        life = self._lives.get(tag.rid)
+        if life is not None:
+            prefill, decode = life.request.prefill, life.request.decode
+            if tag.kind is JobKind.PREFILL and prefill is not None and prefill.pa == tag.number:
+                return prefill.life
+            if tag.kind is not JobKind.PREFILL and decode is not None and decode.da == tag.number:
+                return decode.life
+        return ("", 0)
+
+    def _resumed(self, tag: ResumeTag, answer: Message | None) -> None:
+        for rid, attempt in self._desk.chores.resume_ended(tag, answer):
+            self._with(rid, lambda life, attempt=attempt: _unknown(life, tag.life, attempt))
+
+    # --- workers ---
+
+    def _lost(self, worker: Life | None) -> None:
+        """A worker's life is over: its requests go on elsewhere."""
+        if worker is None:
+            return
+        self._out.counts["worker_lost"] += 1
+        self._desk.chores.forget(worker)
+        if self._fleet.in_life(worker) is None:
+            self._desk.inbox.forget(worker)
+        for rid, life in list(self._lives.items()):
+            if life.request.prefill is not None and life.request.prefill.life == worker:
+                self._with(rid, lambda life: life.lose_prefill("worker lost"))
+            if life.request.decode is not None and life.request.decode.life == worker:
+                self._with(rid, lambda life: life.lose_decode("worker lost"))
+
+    def _gap_everywhere(self, worker: Life | None = None) -> None:
+        """Frames were lost: ask for every request, there or everywhere."""
+        for rid, life in self._lives.items():
+            decode, prefill = life.request.decode, life.request.prefill
+            if decode is not None and worker in (None, decode.life):
+                self._desk.chores.gap(decode.life, rid)
+            if worker is None and prefill is not None and prefill.job is not None:
+                self._desk.chores.gap(prefill.life, rid)
+
+    # --- our own bus ---
+
+    def _bus_down(self, _: BusDown) -> None:
+        self._desk.bus_down = True
+        self._fleet.on_bus(down=True)
+        self._out.timers.set(CoreTimer("bus"), self._out.now + BUS_AWAY_S)
+
+    def _bus_up(self, _: BusUp) -> None:
+        self._desk.bus_down = False
+        self._fleet.on_bus(down=False)
+        self._out.timers.clear(CoreTimer("bus"))
+        for rid in list(self._lives):
+            self._with(rid, Lifecycle.ask_again)
+        self._gap_everywhere()
+        self._desk.queue.serve = True
+
+    def _notice_freeze(self, now: float) -> None:
+        """We slept past our workers' patience: what they had of us is gone."""
+        last, self._last_event_at = self._last_event_at, now
+        if last is None or now - last <= FROZEN_S or not self._desk.rules.end_after_freeze:
+            return
+        self._end_all(
+            RequestFailed(f"the router stood still for {now - last:.1f} s; workers give up after {FROZEN_S:g} s")
+        )
+
+    def _end_all(self, error: SplitserveError) -> None:
+        for rid in list(self._lives):
+            self._with(rid, lambda life: life.fail(error))
+
+    # --- time ---
+
+    def _tick(self, _: Tick) -> None:
+        for key in self._out.timers.take_due(self._out.now):
+            if isinstance(key, LifeTimer):
+                self._with(key.rid, lambda life, key=key: life.due(key.wait))
+            elif isinstance(key, FinAckTimer):
+                self._desk.chores.send_fin_acks(key.life)
+            elif isinstance(key, RenewTimer):
+                self._desk.chores.renew()
+            elif isinstance(key, CoreTimer):
+                self._core_timer(key.what)
+
+    def _core_timer(self, what: str) -> None:
+        if what == "bus":
+            self._end_all(BusUnavailable(f"the bus has been away for {BUS_AWAY_S:g} s", retry_after_s=5.0))
+        elif what == "serve":
+            self._desk.queue.serve = True
+        elif self._lives:
+            self._out.timers.set(CoreTimer("pulse"), self._out.now + 1.0)
+
+    def _close_event(self) -> None:
+        """The end of every event."""
+        ping, lost = self._fleet.judge(self._out.now)
+        for worker in lost:
+            self._lost(worker)
+        if self._desk.bus_down:
+            return
+        for worker in ping:
+            self._ping(worker)
+        if self._desk.queue.serve:
+            self._serve_queue()
+        self._ask_for_gaps()
+
+    def _ping(self, worker: Worker) -> None:
+        subject = self._out.subjects.worker_in(worker.beat.name)
+        self._out.ask(subject, Ping(worker.beat.incarnation), PING_S, PingTag(worker.life))
+
+    def _serve_queue(self) -> None:
+        """First come, first served: the first that cannot be placed stops the rest, so that large ones do not starve."""
+        self._desk.queue.serve = False
+        for rid in self._desk.queue.in_order():
+            life = self._lives.get(rid)
+            if life is None or life.request.decode is not None:
+                continue
+            placed = True
+
+            def place(life: Lifecycle) -> None:
+                nonlocal placed
+                placed = life.place()
+
+            self._with(rid, place)
+            if not placed:
+                self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
+                return
+
+    def _ask_for_gaps(self) -> None:
+        for worker, rids in self._desk.chores.gaps_to_ask():
+            rows: list[ResumeRow] = []
+            for rid in rids:
+                life = self._lives.get(rid)
+                if life is not None:
+                    rows.extend(digests.resume_rows(life, worker))
+            if rows:
+                self._out.counts["resumes"] += 1
+                self._desk.chores.resume(worker, tuple(rows))
+
+    def _sweep(self) -> None:
+        """Requests that ended while a whole digest was looked at."""
+        for rid in [rid for rid, life in self._lives.items() if not life.request.live]:
+            del self._lives[rid]
+
+
+def _unknown(life: Lifecycle, worker: Life, attempt: int) -> None:
+    """This worker does not hold this attempt."""
+    r = life.request
+    if r.decode is not None and r.decode.accepted and r.decode.life == worker and r.decode.da == attempt:
+        life.lose_decode("unknown there")
+    elif r.prefill is not None and r.prefill.accepted and r.prefill.life == worker and r.prefill.pa == attempt:
+        life.lose_prefill("unknown there")

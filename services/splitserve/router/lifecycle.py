@@ -1,0 +1,422 @@
+"""THE STORY of one request: from the queue through prefill, hand-over and decode to its one end (protocol §3).
+
+Each public method is an event of the state table, with its guard: a message of an attempt that is not the current one
+changes nothing. `da` and `pa` number attempts; a number names one content for ever, so whatever changes takes a new one.
+"""
+
+from __future__ import annotations
+
+from splitserve.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    LossBudgetSpent,
+    NoWorkers,
+    Overloaded,
+    RequestFailed,
+    SplitserveError,
+)
+from splitserve.protocol.effects import NoAnswer
+from splitserve.protocol.messages import Accepted, KvFailed, KvLoaded, KvReady, Message, Refused, TokenRow
+from splitserve.protocol.states import FailReason, FinishReason, RequestState, Role
+from splitserve.router.courier import Courier
+from splitserve.router.desk import Desk, Wait
+from splitserve.router.generation import Done, Finished, Submission
+from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, JobTag, PrefillLeg, prefill_leg
+from splitserve.router.placement import NotPlaced, Split
+from splitserve.router.request import LEAST_RETRY_S, Request
+
+PROGRESS_S = 2.0
+FORWARD_S = 0.3
+AGAIN_S = 0.1
+ELSEWHERE_S = 2.0  # a prefill worker that failed this request is not asked again for it before
+LOSS_BUDGET = 8  # of accepted decode workers
+PREFILL_LOSSES = 3  # then decode reads the prompt itself
+
+S = RequestState
+
+
+class Lifecycle:
+    """One live request and what happens to it. Its end takes it off the desk."""
+
+    def __init__(self, submission: Submission, desk: Desk) -> None:
+        self.request = Request(submission, desk)
+        self._desk = desk
+        self._courier = Courier(submission, desk)
+        self.request.timer(Wait.DEADLINE, submission.timeout_s)
+        self.request.wait()
+        self.request.save()
+
+    # --- queued: find a decode worker ---
+
+    def place(self) -> bool:
+        """Ask a decode worker, the best first. False: nobody can be asked now."""
+        r, fleet = self.request, self._desk.fleet
+        decode_name, prefill_name = self._choose()
+        worker = fleet.get(decode_name)
+        if worker is None:
+            return not r.live
+        if r.prefill is None:
+            r.pa += 1
+            reader = fleet.get(prefill_name)
+            r.prefill = prefill_leg(reader, r.pa, r.transcript.snapshot()) if reader else None
+        r.da += 1
+        r.transcript.forget_heard()
+        source = r.prefill.source if r.prefill else None
+        outputs = r.prefill.base if r.prefill else r.transcript.snapshot()
+        r.decode = self._courier.ask_decode(worker, r.da, r.pa, source, outputs)
+        load = self._desk.scout.decode_load(r.wish, r.context, worker, local=source is None)
+        self._courier.promise_decode(r.decode, load)
+        r.stages.asked(self._desk.now)
+        return True
+
+    def _choose(self) -> tuple[str, str]:
+        """Names of a decode and of a prefill worker, "" for none."""
+        r = self.request
+        if r.prefill is not None:  # its work goes on: only decode is looked for
+            return self._desk.scout.decode(r.wish, r.context, r.prefill.fingerprint, self._desk.now) or "", ""
+        found = self._desk.scout.pair(r.wish, r.context, self._desk.now)
+        if isinstance(found, NotPlaced):
+            if found.for_good:
+                self.fail(r.hopeless(found.reason))
+            return "", ""
+        r.count("placed_remote" if found.prefill else "placed_local")
+        return found.decode, found.prefill or ""
+
+    def decode_answered(self, tag: JobTag, answer: Message) -> None:
+        leg = self.request.decode
+        if leg is None or leg.da != tag.number:
+            return
+        if isinstance(answer, Accepted):
+            self.decode_accepted(leg)
+        elif isinstance(answer, Refused):
+            if not leg.held:
+                self.request.note_refusal(leg.life, answer)
+            self.lose_decode(f"refused: {answer.reason}", cancel=False)
+
+    def decode_unanswered(self, tag: JobTag, why: NoAnswer) -> None:
+        """Time-out: cancel this number and ask elsewhere under the next; an Amend is first tried again as it is."""
+        leg = self.request.decode
+        if leg is None or leg.tag != tag or leg.accepted or self._pauses(why):
+            return
+        if tag.kind is JobKind.AMEND and leg.tries < AMEND_TRIES and why is NoAnswer.TIMEOUT:
+            self._courier.ask_decode_again(leg)
+            return
+        self.request.exclude(leg.life[0], LEAST_RETRY_S)
+        self.lose_decode("no answer", cancel=self._desk.rules.cancel_unanswered)
+
+    def decode_accepted(self, leg: DecodeLeg) -> None:
+        """By its answer, or by anything that it could not say without having accepted."""
+        r = self.request
+        if leg.accepted:
+            return
+        leg.accepted = leg.held = True
+        r.waits_no_more()
+        r.decode_name = leg.life[0]
+        r.stages.reserved(self._desk.now)
+        r.remember_prefix(leg.life)
+        for choice, end in enumerate(r.transcript.ends):
+            if end is not None:
+                self._desk.chores.fin_ack(leg.life, leg.slot + choice)
+        if leg.local:
+            r.to(S.DECODING)
+        elif r.kv is not None:
+            self._courier.forward(r.kv, leg)
+        elif r.prefill is not None and r.prefill.job is None:
+            self._ask_prefill(r.prefill, leg)
+        r.save()
+
+    # --- decode lost: another one, the prefill kept if there is one ---
+
+    def lose_decode(self, cause: str, *, cancel: bool = True, counts: bool = True) -> None:
+        """The decode worker is dead, gave it up, refused it or never answered."""
+        r, leg = self.request, self.request.decode
+        if leg is None:
+            return
+        self._courier.drop_decode(leg, cause, cancel=cancel)
+        r.decode = None
+        if leg.held:
+            r.count("decode_lost")
+            r.wish.moved = True
+            r.losses += counts
+            if r.losses > LOSS_BUDGET and self._desk.rules.loss_budget:
+                self.fail(
+                    LossBudgetSpent(f"{r.losses} decode workers were lost under this request, {LOSS_BUDGET} may be")
+                )
+                return
+        if r.prefill is not None and r.prefill.job is None:
+            self._drop_prefill("not asked yet")
+        if r.state is S.DECODING:
+            r.to(S.PREFILLING)
+        r.wait()
+
+    def preempted(self, worker: str, da: int) -> None:
+        """Its pool ran dry: this one is asked last. No loss of the budget: nobody died."""
+        leg = self.request.decode
+        if leg is not None and leg.life[0] == worker and self.request.is_current(da):
+            self.request.wish.last = worker
+            self.lose_decode("preempted", cancel=False, counts=False)
+
+    # --- prefilling ---
+
+    def _ask_prefill(self, leg: PrefillLeg, decode: DecodeLeg) -> None:
+        r = self.request
+        r.prefill_name = leg.life[0]
+        self._courier.ask_prefill(leg, decode)
+        worker = self._desk.fleet.in_life(leg.life)
+        if worker is not None:
+            self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
+
+    def prefill_answered(self, tag: JobTag, answer: Message) -> None:
+        leg = self.request.prefill
+        if leg is None or leg.pa != tag.number or self.request.kv is not None:
+            return
+        if isinstance(answer, Accepted):
+            self.prefill_accepted(leg)
+        elif isinstance(answer, Refused):
+            self.request.note_refusal(leg.life, answer)
+            self._replace_prefill(f"refused: {answer.reason}", lost=False)
+
+    def prefill_unanswered(self, tag: JobTag, why: NoAnswer) -> None:
+        leg = self.request.prefill
+        if leg is None or leg.tag(self.request.rid) != tag or leg.accepted or self._pauses(why):
+            return
+        self.lose_prefill("no answer")
+
+    def prefill_accepted(self, leg: PrefillLeg) -> None:
+        if leg.accepted:
+            return
+        leg.accepted = True
+        self.request.remember_prefix(leg.life)
+        self.prefill_progress()
+        self.request.to(S.PREFILLING)
+
+    def prefill_progress(self) -> None:
+        """It works: another 2 s for the next sign."""
+        if self._desk.rules.progress_timer:
+            self.request.timer(Wait.PROGRESS, PROGRESS_S)
+
+    def lose_prefill(self, cause: str) -> None:
+        """The prefill worker is dead, silent or stuck. Once the handle is out, its death is decode's to notice."""
+        leg = self.request.prefill
+        if leg is not None and self.request.kv is None:
+            self.request.exclude(leg.life[0], ELSEWHERE_S)
+            self._replace_prefill(cause, lost=True)
+
+    def kv_failed(self, message: KvFailed) -> None:
+        """Decode could not turn the handle into blocks."""
+        r, leg, prefill = self.request, self.request.decode, self.request.prefill
+        if leg is None or prefill is None or leg.life[0] != message.worker:
+            return
+        if not r.is_current(message.da) or message.pa != prefill.pa:
+            return
+        r.count(f"kv_failed_{message.reason}")
+        self.decode_accepted(leg)
+        if message.reason is not FailReason.FENCED:
+            r.exclude(prefill.life[0], ELSEWHERE_S)
+        self._replace_prefill(f"kv {message.reason}", lost=True)
+
+    def _replace_prefill(self, cause: str, *, lost: bool) -> None:
+        """pa+1 elsewhere and an Amend for the reservation; nobody, or too many lost: decode reads the prompt."""
+        r, decode = self.request, self.request.decode
+        r.count("prefill_lost" if lost else "prefill_refused")
+        r.prefill_losses += lost
+        fingerprint = r.prefill.fingerprint if r.prefill else ""
+        self._drop_prefill(cause)
+        if r.state is S.TRANSFERRING:
+            r.to(S.PREFILLING)
+        if decode is None:
+            return  # it is looked for already, and gets a prefill of its own
+        if not decode.held:
+            self.lose_decode(cause)
+            return
+        reader = None
+        if r.prefill_losses < PREFILL_LOSSES or not self._desk.rules.prefill_losses:
+            name = self._desk.scout.prefill(r.wish, r.context, fingerprint, self._desk.now)
+            reader = self._desk.fleet.get(name) if name else None
+        if reader is None and not lost and r.split(self._desk.settings) is Split.ALWAYS:
+            self.lose_decode(cause, counts=False)  # back to the queue until a prefill worker has room
+            return
+        r.pa += 1
+        base = r.transcript.snapshot()
+        r.prefill = prefill_leg(reader, r.pa, base) if reader else None
+        if self._desk.rules.amend_new_number:
+            r.da += 1
+        r.transcript.forget_heard()
+        r.count("amended_remote" if r.prefill else "amended_local")
+        self._courier.amend(decode, r.da, r.pa, r.prefill.source if r.prefill else None, base)
+        if r.prefill is not None:
+            self._ask_prefill(r.prefill, decode)
+
+    # --- transferring ---
+
+    def kv_ready(self, message: KvReady) -> bool:
+        """The first token, at once to the client. False: of a prefill that was given up; its handle is to be released."""
+        r, leg = self.request, self.request.prefill
+        if message.handle.pa != r.pa and self._desk.rules.guard_pa:
+            return False
+        if leg is None or leg.job is None or r.kv is not None or not message.final:
+            return True
+        self.prefill_accepted(leg)
+        r.kv = message
+        r.prefilled(leg, message)
+        self._desk.no_timer(r.rid, Wait.PROGRESS)
+        r.to(S.TRANSFERRING)
+        if self._desk.rules.renew_while_transferring:
+            self._desk.chores.keep(message.handle)
+        if self._desk.rules.forward_kv_ready:
+            r.timer(Wait.FORWARD, FORWARD_S)
+        for choice, token in enumerate(message.first_ids):
+            finish = FinishReason(message.finishes[choice]) if message.finishes else FinishReason.RUNNING
+            logprobs = message.logprobs[choice : choice + 1]
+            self._take(choice, TokenRow(0, r.da, message.index, (token,), finish, None, logprobs))
+        return True
+
+    def forward(self) -> None:
+        """Decode may not have the KvReady."""
+        if self.request.kv is not None and self.request.decode is not None:
+            self._courier.forward(self.request.kv, self.request.decode)
+
+    def kv_loaded(self, message: KvLoaded) -> None:
+        r, leg = self.request, self.request.decode
+        if leg is None or leg.life[0] != message.worker or not r.is_current(message.da) or message.pa != r.pa:
+            return
+        self.decode_accepted(leg)
+        r.stages.loaded(message.handle_s, message.transfer_s)
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Decode has the blocks; it releases the handle itself."""
+        if self.request.prefill is not None:
+            self._drop_prefill("loaded", end=False)
+            self.request.to(S.DECODING)
+
+    # --- decoding ---
+
+    def row(self, choice: int, row: TokenRow) -> None:
+        r, leg = self.request, self.request.decode
+        if leg is None or not r.is_current(row.da):
+            return
+        self.decode_accepted(leg)
+        self.loaded()
+        if row.first is not None:
+            r.first_row(leg, row.first)
+        if r.transcript.ends[choice] is not None:  # it did not hear that this answer is over
+            self._desk.chores.fin_ack(leg.life, leg.slot + choice)
+            return
+        self._take(choice, row)
+        if r.live and r.transcript.behind and self._desk.rules.resume_gaps:
+            self._desk.chores.gap(leg.life, r.rid)
+
+    def _take(self, choice: int, row: TokenRow) -> None:
+        """Append what is new of a row, deliver it, and end with the last answer."""
+        r = self.request
+        if not r.live:
+            return
+        if row.finish is FinishReason.ERROR:
+            self.fail(EngineFailed(f"a worker's engine failed under request {r.rid}; its log has the traceback"))
+            return
+        events = r.transcript.append(choice, row.first_index, row.ids, row.logprobs, row.finish)
+        r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
+        for event in events:
+            r.deliver(event)
+        if any(isinstance(event, Finished) for event in events):
+            self._answer_ended(choice, by_us=False)
+
+    def stop(self, choice: int) -> None:
+        """A stop string was met."""
+        r = self.request
+        if 0 <= choice < r.transcript.n and r.transcript.stop(choice):
+            r.deliver(Finished(choice, FinishReason.STOP))
+            self._answer_ended(choice, by_us=True)
+
+    def _answer_ended(self, choice: int, *, by_us: bool) -> None:
+        """FinAck for what decode ended itself, and (it means "forget it") for one of several that we end; else Cancel."""
+        r, leg = self.request, self.request.decode
+        last = r.transcript.closed
+        cancel = last and (by_us or r.state is not S.DECODING)
+        if leg is not None and leg.held and not cancel:
+            self._desk.chores.fin_ack(leg.life, leg.slot + choice)
+            if by_us:
+                self._desk.chores.send_fin_acks(leg.life)
+        if last:
+            self._end(S.FINISHED, None, cancel=cancel)
+
+    # --- ends ---
+
+    def leave(self) -> None:
+        self._end(S.CANCELLED, RequestFailed("the client left"), cancel=True)
+
+    def fail(self, error: SplitserveError) -> None:
+        self._end(S.FAILED, error, cancel=True)
+
+    def _end(self, state: RequestState, error: SplitserveError | None, *, cancel: bool) -> None:
+        """The one terminal event, to client and store; both workers let go."""
+        r = self.request
+        if not r.live:
+            return
+        if r.decode is not None:
+            self._courier.drop_decode(r.decode, str(state), cancel=cancel)
+        if r.prefill is not None:
+            self._drop_prefill(str(state))
+        r.to(state, error)
+        r.deliver(Done(error, r.cached_tokens or 0, r.stages.seconds(self._desk.now)))
+        r.waits_no_more()
+        for wait in Wait:
+            self._desk.no_timer(r.rid, wait)
+
+    def _drop_prefill(self, cause: str, *, end: bool = True) -> None:
+        r = self.request
+        if r.prefill is not None:
+            self._courier.drop_prefill(r.prefill, r.kv, cause, end=end)
+        r.prefill = r.kv = None
+        self._desk.no_timer(r.rid, Wait.PROGRESS)
+        self._desk.no_timer(r.rid, Wait.FORWARD)
+
+    # --- timers and outages ---
+
+    def due(self, wait: Wait) -> None:
+        """A wait is over. While our own bus is sick, the waits for others pause; deadlines do not."""
+        r = self.request
+        if wait is Wait.DEADLINE:
+            self.fail(DeadlineExceeded(f"the request took longer than its {r.submission.timeout_s:g} s"))
+        elif wait is Wait.AGE:
+            self._too_old()
+        elif self._desk.bus_sick and self._desk.rules.pause_when_sick:
+            r.timer(wait, PROGRESS_S if wait is Wait.PROGRESS else FORWARD_S)
+        elif wait is Wait.PROGRESS:
+            self.lose_prefill("no progress")
+        elif wait is Wait.AGAIN:
+            self.ask_again()
+        else:
+            self.forward()
+
+    def ask_again(self) -> None:
+        """Our bus is back: what was not answered, again under the same numbers."""
+        decode, prefill = self.request.decode, self.request.prefill
+        if decode is not None and not decode.accepted:
+            if self._desk.rules.same_numbers_after_outage:
+                self._courier.ask_decode_again(decode)
+            else:
+                self.lose_decode("outage", cancel=False)
+        if prefill is not None and prefill.job is not None and not prefill.accepted:
+            self._courier.ask_prefill_again(prefill)
+
+    def _pauses(self, why: NoAnswer) -> bool:
+        """Our bus is to blame: not an answer, asked again when it is back."""
+        if self._desk.bus_down:
+            return True
+        blame = why is NoAnswer.DISCONNECTED or (why is NoAnswer.NO_RESPONDERS and self._desk.bus_sick)
+        if blame:
+            self.request.timer(Wait.AGAIN, AGAIN_S)
+        return blame
+
+    def _too_old(self) -> None:
+        """Nobody took it for `queue_timeout`. An answer that has begun waits on, while there is any worker."""
+        r, seconds = self.request, self._desk.settings.queue_timeout
+        serving = self._desk.fleet.serving(Role.DECODE, r.submission.model)
+        if not self._desk.rules.queue_age or (serving and len(r.transcript)):
+            r.timer(Wait.AGE, seconds)
+        elif serving:
+            self.fail(Overloaded(f"no worker had room for it in {seconds:g} s: try again later", retry_after_s=5.0))
+        else:
+            self.fail(NoWorkers(f"no decode worker for {r.submission.model!r} in {seconds:g} s", retry_after_s=5.0))

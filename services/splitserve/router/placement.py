@@ -1,0 +1,131 @@
+"""Where a request goes: a pure function of the workers as known and the request (engine.md §3).
+
+A decode worker is chosen by what it would still have to compute or fetch plus the context already promised to it, so
+that a long cached prefix attracts and load repels (the cost of NVIDIA Dynamo's KV router, both weights 1). Then: read
+the prompt there ("local") or on a prefill worker?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+BYTES_PER_S = 1e9  # of a data plane, until measured
+HAND_OVER_S = 0.005
+LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
+
+
+class Split(StrEnum):
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One worker, as placement sees it for one request."""
+
+    name: str
+    fingerprint: str
+    factors: tuple[tuple[str, str], ...]
+    cached_tokens: int  # of this request's context, as far as we remember
+    queued_tokens: int  # prompt tokens before it
+    context: int  # tokens of context promised there
+    idle: bool
+    room: bool
+    placed: int
+    rate: float  # prompt tokens a second
+    chunk_tokens: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is to be placed. `tokens`: context to be computed, prompt and outputs. `moved`: it was placed before."""
+
+    tokens: int
+    split: Split
+    moved: bool = False
+    last: str = ""  # asked last: it has just given this request up
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """`prefill` None: the decode worker reads the prompt itself."""
+
+    decode: str
+    prefill: str | None
+    reason: str
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotPlaced:
+    """Nobody now. `for_good`: waiting does not help; the message says why."""
+
+    reason: str
+    for_good: bool = False
+
+
+def place(need: Need, decodes: Sequence[Candidate], prefills: Sequence[Candidate]) -> Placed | NotPlaced:
+    """Choose a decode worker and how the prompt is read."""
+    decode = choose_decode(need, decodes)
+    if decode is None:
+        return NotPlaced("no decode worker has room" if decodes else "no decode worker can be asked")
+    matching = [p for p in prefills if p.fingerprint == decode.fingerprint]
+    if not matching and need.split is Split.ALWAYS:
+        if prefills:
+            return NotPlaced(difference(decode, prefills[0]), for_good=True)
+        return NotPlaced("no prefill worker can be asked, and --split is always")
+    prefill = choose_prefill(need, matching)
+    remote, reason = _how(need, decode, prefill)
+    chosen = prefill if remote and prefill is not None else None
+    return Placed(decode.name, chosen.name if chosen else None, reason, (chosen or decode).cached_tokens)
+
+
+def choose_decode(need: Need, decodes: Sequence[Candidate]) -> Candidate | None:
+    return min(
+        (d for d in decodes if d.room),
+        key=lambda d: (d.name == need.last, need.tokens - d.cached_tokens + d.context, d.placed, d.name),
+        default=None,
+    )
+
+
+def choose_prefill(need: Need, prefills: Sequence[Candidate]) -> Candidate | None:
+    return min(
+        (p for p in prefills if p.room),
+        key=lambda p: (p.queued_tokens + need.tokens - p.cached_tokens, p.placed, p.name),
+        default=None,
+    )
+
+
+def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool, str]:
+    """(remote?, why)."""
+    uncached = need.tokens - decode.cached_tokens
+    if prefill is None:
+        return False, "no prefill worker"
+    if need.split is not Split.AUTO:
+        return need.split is Split.ALWAYS, f"split {need.split}"
+    if need.moved and need.tokens > LONG_CONTEXT:
+        return True, "moved, long context"
+    if decode.idle:
+        return False, "decode worker is idle"
+    if uncached <= decode.chunk_tokens:
+        return False, "fits one chunk"
+    remote_s = (
+        (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
+        + uncached * decode.bytes_per_token / BYTES_PER_S
+        + HAND_OVER_S
+    )
+    local_s = (decode.queued_tokens + uncached) / decode.rate
+    return remote_s <= local_s, f"remote {remote_s * 1e3:.0f} ms, local {local_s * 1e3:.0f} ms"
+
+
+def difference(one: Candidate, other: Candidate) -> str:
+    """Which factor of two fingerprints differs, in words."""
+    theirs = dict(other.factors)
+    for factor, value in one.factors:
+        if theirs.get(factor) != value:
+            return f"{one.name} and {other.name} differ in {factor}: {value} and {theirs.get(factor, 'nothing')}"
+    return f"{one.name} and {other.name} have other fingerprints: {one.fingerprint[:12]} and {other.fingerprint[:12]}"

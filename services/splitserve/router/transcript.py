@@ -1,0 +1,80 @@
+"""The answers of one request: append-only, gapless, each index once (invariant 4)."""
+
+from __future__ import annotations
+
+from splitserve.protocol.params import TokenLogprob
+from splitserve.protocol.states import FinishReason
+from splitserve.router.generation import Finished, Tokens
+
+
+class Transcript:
+    """Tokens and ends of n answers. Also knows how far the current decode worker is said to be, to see gaps."""
+
+    def __init__(self, n: int, *, index_once: bool = True) -> None:
+        self.outputs: list[list[int]] = [[] for _ in range(n)]
+        self.ends: list[FinishReason | None] = [None] * n  # None: open
+        self._heard: list[int] = [0] * n  # length that the current attempt claims
+        self._index_once = index_once
+
+    def __len__(self) -> int:
+        return sum(map(len, self.outputs))
+
+    @property
+    def n(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def closed(self) -> bool:
+        """Every answer has ended."""
+        return None not in self.ends
+
+    def snapshot(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(map(tuple, self.outputs))
+
+    def heard(self, choice: int, length: int) -> None:
+        """The current attempt says that it has `length` tokens of this answer."""
+        self._heard[choice] = max(self._heard[choice], length)
+
+    def forget_heard(self) -> None:
+        """A new attempt: what the old one claimed counts no more."""
+        self._heard = [0] * self.n
+
+    @property
+    def behind(self) -> bool:
+        """Some open answer lacks tokens that the current attempt has."""
+        return any(
+            end is None and len(ids) < heard
+            for ids, end, heard in zip(self.outputs, self.ends, self._heard, strict=True)
+        )
+
+    def append(
+        self,
+        choice: int,
+        first_index: int,
+        ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish: FinishReason = FinishReason.RUNNING,
+    ) -> list[Tokens | Finished]:
+        """Take a row; what is new of it, as events. A row behind a gap gives nothing (see `behind`)."""
+        have = self.outputs[choice]
+        self.heard(choice, first_index + len(ids) + (finish is not FinishReason.RUNNING and not ids))
+        if self.ends[choice] is not None:
+            return []
+        known = len(have) - first_index if self._index_once else 0
+        if known < 0 or known > len(ids):
+            return []
+        events: list[Tokens | Finished] = []
+        if known < len(ids):
+            events.append(Tokens(choice, len(have), ids[known:], logprobs[known:]))
+            have.extend(ids[known:])
+        if finish is not FinishReason.RUNNING:
+            self.ends[choice] = finish
+            events.append(Finished(choice, finish))
+        return events
+
+    def stop(self, choice: int) -> bool:
+        """End an open answer from our side. False when it has ended already."""
+        if self.ends[choice] is not None:
+            return False
+        self.ends[choice] = FinishReason.STOP
+        return True
