@@ -1,6 +1,6 @@
 """HTTP of a process: sockets bound before anything else starts, uvicorn without its own signal handling.
 
-`http="h11"`: uvicorn with httptools loses the POST body of every client that offers h2c (Java's default).
+h11 and not httptools: with the latter uvicorn loses the POST body of every client that offers h2c (Java's default).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from splitserve.errors import PortTaken
 
@@ -49,12 +50,17 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, sock: socket.socket, *, keep_alive_s: int = 75, grace_s: int = 5
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    protocol: type[H11Protocol] = H11Protocol,
+    keep_alive_s: int = 75,
+    grace_s: int = 5,
 ) -> AsyncGenerator[None, None]:
     """Serve `app` on `sock` while the block runs; open answers get `grace_s` at its end."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,0 +1,89 @@
+"""The outermost layer of the HTTP side: request ids, HEAD, API keys, unforeseen errors, and a word to the observer."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from splitserve.errors import SplitserveError
+from splitserve.router.auth import ApiKeys
+from splitserve.router.http_errors import error_response
+from splitserve.router.observe import Observer
+
+log = logging.getLogger("splitserve.router")
+
+_LONGEST_ID = 200
+
+
+class Door:
+    """ASGI middleware. It sets `arrived` (time.monotonic()) and `client_request_id` in the request's state."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observer) -> None:
+        self._app = app
+        self._keys = keys
+        self._observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        visit = _Visit(scope, send, _request_id(headers))
+        inner = visit.inner_scope()
+        try:
+            self._keys.check(scope["path"], headers)
+            await self._app(inner, receive, visit.send)
+        except SplitserveError as error:  # a wrong key; endpoints' errors are answered further in
+            await error_response(error)(inner, receive, visit.send)
+        except Exception:
+            log.exception("request failed unforeseen", extra={"path": scope["path"], "request_id": visit.shown_id})
+            if visit.status:
+                raise  # half an answer is out: the server closes the connection
+            await error_response(SplitserveError("an error of the server's own; its log has the traceback"))(
+                inner, receive, visit.send
+            )
+        finally:
+            route = getattr(inner.get("route"), "path", "")
+            self._observer.answered(scope["method"], route, visit.status, time.monotonic() - visit.arrived)
+
+
+class _Visit:
+    """One request through the door."""
+
+    def __init__(self, scope: Scope, send: Send, client_id: str) -> None:
+        self._scope = scope
+        self._send = send
+        self._client_id = client_id
+        self.shown_id = client_id or uuid.uuid4().hex
+        self.arrived = time.monotonic()
+        self.status = 0
+
+    def inner_scope(self) -> Scope:
+        """HEAD is GET whose body is dropped on its way out, wherever GET is."""
+        state: dict[str, Any] = {
+            **self._scope.get("state", {}),
+            "arrived": self.arrived,
+            "client_request_id": self._client_id,
+        }
+        method = "GET" if self._scope["method"] == "HEAD" else self._scope["method"]
+        return {**self._scope, "method": method, "state": state}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.setdefault("x-request-id", self.shown_id)
+        elif self._scope["method"] == "HEAD" and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id, if it can stand in a header of ours; it is an attribute, never a key."""
+    given = headers.get("x-request-id", "")
+    return given if 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable() else ""

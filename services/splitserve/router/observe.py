@@ -1,0 +1,71 @@
+"""What the endpoints report of each request; metrics are one reader of it. Calls are cheap and never fail a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Outcome = Literal["finished", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """One HTTP request's end. Seconds are of this process's monotonic clock, counted from the request's arrival."""
+
+    outcome: Outcome
+    seconds: float
+    code: str = ""  # of the error that ended it
+    finish_reasons: tuple[str, ...] = ()  # an entry an answer that finished: "stop", "length"
+    prompt_tokens: tuple[int, ...] = ()  # an entry a prompt
+    cached_tokens: int = 0
+    generation_tokens: tuple[int, ...] = ()  # an entry an answer
+    n: int = 1
+    max_tokens: int = 0
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    detokenise_s: float = 0.0  # spent on the first tokens' text
+    stages: tuple[Mapping[str, float], ...] = field(default=())  # `Done.stages`, an entry a prompt
+
+
+class RequestObserver(Protocol):
+    """Told about one request, in this order; `end` exactly once."""
+
+    def tokenised(self, seconds: float) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def gap(self, seconds: float) -> None:
+        """Between two token events of one answer, as they arrived (not as a slow client read them)."""
+        ...
+
+    def end(self, end: RequestEnd) -> None: ...
+
+
+class Observer(Protocol):
+    """Told about all requests."""
+
+    def request(self, endpoint: str) -> RequestObserver:
+        """A generation request was read and found valid; `endpoint` is its path."""
+        ...
+
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """An HTTP answer ended. `path` is the route's template, "" when there is none."""
+        ...
+
+
+class NullObserver:
+    """Tells nobody."""
+
+    def request(self, endpoint: str) -> NullObserver:
+        return self
+
+    def tokenised(self, seconds: float) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def gap(self, seconds: float) -> None: ...
+
+    def end(self, end: RequestEnd) -> None: ...
+
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None: ...

@@ -1,0 +1,172 @@
+"""The answers of one HTTP request as they grow: generation events in, deltas out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from splitserve.errors import RequestFailed, SplitserveError
+from splitserve.protocol.params import TokenLogprob
+from splitserve.protocol.states import FinishReason
+from splitserve.router.generation import Done, Finished, GenerationEvent, Submission, Tokens
+from splitserve.router.text import AnswerText, TextRules, Vocabulary
+
+_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token with its log-probabilities; `offset` is where its text begins in the answer, in characters."""
+
+    id: int
+    logprob: TokenLogprob
+    offset: int
+
+
+@dataclass(slots=True)
+class Delta:
+    """What is new of one answer since the last delta."""
+
+    index: int
+    text: str = ""
+    tokens: int = 0
+    records: list[TokenRecord] = field(default_factory=list[TokenRecord])
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the stop string or stop_token_ids entry that was met, as vLLM has it
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Answer:
+    """One choice."""
+
+    def __init__(self, index: int, text: AnswerText, stop_token_ids: frozenset[int]) -> None:
+        self._text = text
+        self._stop_token_ids = stop_token_ids
+        self._delta = Delta(index)
+        self._last_id = -1
+        self.finish_reason: str | None = None
+        self.last_at: float | None = None  # when its newest tokens came
+
+    @property
+    def tokens(self) -> int:
+        return self._text.tokens
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None
+
+    def take(self, event: Tokens) -> bool:
+        """True when a stop string was met: this answer needs no more tokens."""
+        if self.ended:
+            return False
+        before = self._text.tokens
+        if event.logprobs:
+            for id, logprob in zip(event.ids, event.logprobs, strict=True):
+                self._delta.records.append(TokenRecord(id, logprob, self._text.length))
+                self._delta.text += self._text.push((id,))
+                if self._text.stopped is not None:
+                    break
+        else:
+            self._delta.text += self._text.push(event.ids)
+        self._delta.tokens += self._text.tokens - before
+        self._last_id = event.ids[-1] if event.ids else self._last_id
+        if self._text.stopped is not None:
+            self._end("stop", self._text.stopped)
+        return self.ended
+
+    def finish(self, reason: FinishReason) -> None:
+        if self.ended or reason not in _REASONS:  # an engine's error comes with Done
+            return
+        self._delta.text += self._text.finish()
+        if self._text.stopped is not None:
+            self._end("stop", self._text.stopped)
+        else:
+            met = reason is FinishReason.STOP and self._last_id in self._stop_token_ids
+            self._end(_REASONS[reason], self._last_id if met else None)
+
+    def drain(self) -> Delta | None:
+        """What is new, None when nothing is."""
+        delta = self._delta
+        if not delta.tokens and not delta.text and delta.finish_reason is None:
+            return None
+        self._delta = Delta(delta.index)
+        return delta
+
+    def _end(self, reason: str, stop_reason: int | str | None) -> None:
+        self.finish_reason = self._delta.finish_reason = reason
+        self._delta.stop_reason = stop_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an event asks of the shell."""
+
+    stop: bool = False  # tell the generation that this choice needs no more tokens
+    first: bool = False  # the first tokens of all
+    gap: float | None = None  # seconds since this answer's last tokens
+
+
+class Answers:
+    """All choices of all prompts; choice c of prompt p has index p * n + c, as OpenAI orders them."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        rules: TextRules,
+        submissions: Sequence[Submission],
+        stop_token_ids: frozenset[int],
+    ) -> None:
+        self._prompt_tokens = tuple(len(submission.ids) for submission in submissions)
+        self._n = len(submissions[0].seeds)
+        self.choices = [
+            Answer(p * self._n + c, AnswerText(vocabulary, rules, submission.ids), stop_token_ids)
+            for p, submission in enumerate(submissions)
+            for c in range(self._n)
+        ]
+        self.cached_tokens = 0  # of all prompts, as their generations report
+        self.stages: list[dict[str, float]] = []
+        self.started = False
+        self._open = len(submissions)
+
+    @property
+    def done(self) -> bool:
+        """Every prompt had its Done."""
+        return self._open == 0
+
+    def take(self, prompt: int, event: GenerationEvent, at: float) -> Taken:
+        """Raises the request's own error when it failed; nothing but that error may follow then."""
+        if isinstance(event, Done):
+            self._finish(prompt, event)
+            return Taken()
+        answer = self.choices[prompt * self._n + event.choice]
+        if isinstance(event, Finished):
+            answer.finish(event.reason)
+            return Taken()
+        first, self.started = not self.started, True
+        gap = None if answer.last_at is None else at - answer.last_at
+        answer.last_at = at
+        return Taken(answer.take(event), first, gap)
+
+    def drain(self) -> list[Delta]:
+        return [delta for answer in self.choices if (delta := answer.drain()) is not None]
+
+    def usage(self) -> Usage:
+        return Usage(sum(self._prompt_tokens), sum(answer.tokens for answer in self.choices), self.cached_tokens)
+
+    def usage_of(self, index: int) -> Usage:
+        """Usage as one choice sees it: `continuous_usage_stats`."""
+        return Usage(self._prompt_tokens[index // self._n], self.choices[index].tokens, self.cached_tokens)
+
+    def _finish(self, prompt: int, event: Done) -> None:
+        unfinished = [a for a in self.choices[prompt * self._n : (prompt + 1) * self._n] if not a.ended]
+        if unfinished:
+            error: SplitserveError = event.error or RequestFailed("the request ended before its answer did")
+            raise error
+        self._open -= 1
+        self.stages.append(event.stages)

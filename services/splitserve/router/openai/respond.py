@@ -1,0 +1,219 @@
+"""The shell of both generation endpoints: submit, gather, write, and leave at once when the client does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from splitserve.errors import SplitserveError, row_of
+from splitserve.router.generation import Generator, Submission, Tokens
+from splitserve.router.http_errors import ClientGone, error_object, error_response
+from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
+from splitserve.router.openai.answers import Answers, Delta
+from splitserve.router.openai.running import Inbox, generating, unless_gone
+from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
+from splitserve.router.protocol import ABORT
+from splitserve.router.text import TextRules, Vocabulary
+
+_SSE = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+T = TypeVar("T")
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class TokenText(Vocabulary, Spelling, Protocol):
+    """What answers need of a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A valid request, ready to run. `arrived` is of time.monotonic(), `created` of the wall clock."""
+
+    rid: str
+    model: str
+    created: int
+    arrived: float
+    submissions: tuple[Submission, ...]
+    rules: TextRules
+    stop_token_ids: frozenset[int]
+    logprobs: bool
+    include_usage: bool
+    continuous_usage: bool
+
+    @property
+    def head(self) -> Json:
+        return {"id": self.rid, "created": self.created, "model": self.model}
+
+
+class Exchange:
+    """One job on its way, and what is to be reported of it."""
+
+    def __init__(
+        self, job: Job, wire: Wire, generator: Generator, tokenizer: TokenText, watch: RequestObserver
+    ) -> None:
+        self._job = job
+        self._wire = wire
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._watch = watch
+        self._answers = Answers(tokenizer, job.rules, job.submissions, job.stop_token_ids)
+        self._first_at: float | None = None
+        self._last_at: float | None = None
+        self._detokenise_s = 0.0
+
+    async def whole(self, receive: Receive) -> Response:
+        """The whole answer. Raises the request's error, ClientGone."""
+        return await self._reported(receive, self._whole())
+
+    async def stream(self, receive: Receive, write: Write) -> None:
+        """Write the answer's events as they come. Raises the request's error (also after it was written), ClientGone."""
+        await self._reported(receive, self._stream(write))
+
+    async def _whole(self) -> Response:
+        async with generating(self._generator, self._job.submissions) as inbox:
+            while not self._answers.done:
+                failure = await self._step(inbox)
+                if failure is not None:
+                    raise failure
+        deltas = [answer.drain() or Delta(index) for index, answer in enumerate(self._answers.choices)]
+        body = whole_answer(
+            self._wire, self._tokenizer, self._job.head, deltas, self._answers.usage(), logprobs=self._job.logprobs
+        )
+        return Response(body, media_type="application/json")
+
+    async def _stream(self, write: Write) -> None:
+        answers, opened = self._answers, False
+        failure: SplitserveError | None = None
+        writer = ChunkWriter(
+            self._wire,
+            self._tokenizer,
+            self._job.head,
+            logprobs=self._job.logprobs,
+            include_usage=self._job.include_usage,
+            continuous=self._job.continuous_usage,
+        )
+        async with generating(self._generator, self._job.submissions) as inbox:
+            while not answers.done:
+                failure = await self._step(inbox)
+                deltas = answers.drain()
+                if deltas:
+                    opening = b"" if opened else writer.opening(range(len(answers.choices)), answers.usage_of)
+                    opened = True
+                    await write(opening + writer.deltas(deltas, answers.usage_of))
+                if failure is not None:
+                    break
+        if failure is None:
+            await write(writer.closing(answers.usage()))
+            return
+        if opened:  # the status is spent
+            await write(error_events(error_object(failure)))
+        raise failure
+
+    async def _step(self, inbox: Inbox) -> SplitserveError | None:
+        """Take what has arrived into the answers; the error that ended the request, if one did."""
+        arrivals = await inbox.take()
+        self._answers.cached_tokens = inbox.cached_tokens
+        for prompt, event, at in arrivals:
+            began = time.monotonic()
+            try:
+                taken = self._answers.take(prompt, event, at)
+            except SplitserveError as error:
+                return error
+            if taken.first:
+                self._first_at = at
+                self._detokenise_s = time.monotonic() - began
+                self._watch.first_token(at - self._job.arrived)
+            if taken.gap is not None:
+                self._watch.gap(taken.gap)
+            if isinstance(event, Tokens):
+                self._last_at = at
+                if taken.stop:
+                    inbox.stop(prompt, event.choice)
+        return None
+
+    async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            result = await unless_gone(receive, work)
+        except (ClientGone, asyncio.CancelledError):
+            self._report("cancelled")
+            raise
+        except SplitserveError as error:
+            self._report("failed", row_of(error).code)
+            raise
+        except Exception:
+            self._report("failed", row_of(SplitserveError).code)
+            raise
+        self._report("finished")
+        return result
+
+    def _report(self, outcome: Outcome, code: str = "") -> None:
+        job, choices = self._job, self._answers.choices
+        self._watch.end(
+            RequestEnd(
+                outcome,
+                seconds=time.monotonic() - job.arrived,
+                code=code,
+                finish_reasons=tuple(choice.finish_reason for choice in choices if choice.finish_reason is not None),
+                prompt_tokens=tuple(len(submission.ids) for submission in job.submissions),
+                cached_tokens=self._answers.cached_tokens,
+                generation_tokens=tuple(choice.tokens for choice in choices),
+                n=len(job.submissions[0].seeds),
+                max_tokens=max(submission.params.max_tokens for submission in job.submissions),
+                first_token_s=None if self._first_at is None else self._first_at - job.arrived,
+                last_token_s=None if self._last_at is None else self._last_at - job.arrived,
+                detokenise_s=self._detokenise_s,
+                stages=tuple(self._answers.stages),
+            )
+        )
+
+
+class StreamedAnswer(Response):
+    """An answer as server-sent events. Headers wait for the first event, so an early failure has its own status."""
+
+    def __init__(self, exchange: Exchange, headers: Mapping[str, str], *, stall_s: float) -> None:
+        super().__init__(headers=headers)
+        self._exchange = exchange
+        self._stall_s = stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def write(events: bytes) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                own = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+                await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *own]})
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+            except TimeoutError:
+                await self._drop(scope, receive)
+                raise ClientGone from None
+
+        try:
+            await self._exchange.stream(receive, write)
+        except SplitserveError as error:
+            if not started:
+                await error_response(error)(scope, receive, send)
+                return
+        except ClientGone:
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drop(self, scope: Scope, receive: Receive) -> None:
+        """The client reads nothing: drop it, where the server knows how."""
+        abort = scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort["now"]()
+            await receive()  # the server's word that the connection is gone
