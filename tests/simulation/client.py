@@ -29,8 +29,10 @@ class Client:
     @property
     def outcome(self) -> str:
         """One word for the count of how requests end."""
+        if self.gone:
+            return "left"
         if self.done is None:
-            return "gone" if self.gone else "open"
+            return "open"
         return "finished" if self.done.error is None else type(self.done.error).__name__
 
     def take(self, event: GenerationEvent, now: float) -> int | None:

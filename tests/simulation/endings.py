@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simulation.client import Client
 from simulation.inspection import left_in_engine, left_in_router, tombstones_left
 from simulation.invariants import require
 from simulation.router import RouterProcess
+from simulation.schedules import Fate, Schedule
 from simulation.worker import DecodeWorker, PrefillWorker
+from splitserve.errors import (
+    BusUnavailable,
+    ContextTooLong,
+    DeadlineExceeded,
+    EngineFailed,
+    NoWorkers,
+    RequestFailed,
+    SplitserveError,
+)
 
 if TYPE_CHECKING:
     from simulation.world import World
 
 LATE_S = 1.0  # a deadline may be seen so late
+ROOMY_BLOCKS = 30  # a smaller decode pool may be too small for a request
+RECOVERY_S = 4.0  # to notice an event and go on elsewhere
 
 
 def every_request_ended_in_time(client: Client, now: float, frozen_s: float) -> None:
@@ -25,6 +38,60 @@ def every_request_ended_in_time(client: Client, now: float, frozen_s: float) -> 
     latest = client.began_at + client.plan.timeout_s + frozen_s + LATE_S
     text = f"{client.rid} ended at {client.done_at:.2f}, the latest was {latest:.2f}"
     require(client.done_at <= latest, rule, text)
+
+
+def every_error_has_a_cause(client: Client, schedule: Schedule) -> None:
+    """No answer is lost to what the design survives: an error needs a fault that explains it."""
+    if client.gone or client.done is None or client.done.error is None:
+        return
+    error = client.done.error
+    cause = CAUSES.get(type(error), _never)
+    text = f"{client.rid} failed with {type(error).__name__} ({error}), and nothing in its schedule explains that"
+    require(cause(schedule, client), "every_error_has_a_cause", text)
+
+
+def _has(schedule: Schedule, *fates: Fate, target: str = "") -> bool:
+    return any(e.fate in fates and e.target.startswith(target) for e in schedule.events)
+
+
+def _never(_schedule: Schedule, _client: Client) -> bool:
+    return False
+
+
+def _small_pools(schedule: Schedule, _client: Client) -> bool:
+    return schedule.cluster.decode_blocks < ROOMY_BLOCKS
+
+
+def _raised(schedule: Schedule, _client: Client) -> bool:
+    return _has(schedule, Fate.RAISE)
+
+
+def _bus(schedule: Schedule, _client: Client) -> bool:
+    return _has(schedule, Fate.BUS_RESTART) or _has(schedule, Fate.CUT, Fate.PARTITION, Fate.FREEZE, target="router")
+
+
+def _decode_away(schedule: Schedule, client: Client) -> bool:
+    nobody_reads = schedule.cluster.prefill == 0 and schedule.cluster.split == "always"
+    return nobody_reads or _bus(schedule, client) or _has(schedule, *Fate, target="decode")
+
+
+def _slept(schedule: Schedule, _client: Client) -> bool:
+    return any(e.fate is Fate.FREEZE and e.target == "router" and e.seconds > 5.0 for e in schedule.events)
+
+
+def _trouble(schedule: Schedule, client: Client) -> bool:
+    """Events took about as long as the request had."""
+    return sum(event.seconds + RECOVERY_S for event in schedule.events) >= client.plan.timeout_s
+
+
+CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
+    EngineFailed: _raised,
+    ContextTooLong: _small_pools,
+    BusUnavailable: _bus,
+    NoWorkers: _decode_away,
+    RequestFailed: _slept,
+    DeadlineExceeded: _trouble,
+}
 
 
 def everything_is_given_back(world: World, tombstones: bool) -> str | None:

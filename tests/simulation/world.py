@@ -13,7 +13,7 @@ from random import Random
 from simulation.bus import Bus
 from simulation.client import Client
 from simulation.clock import Clock
-from simulation.endings import every_request_ended_in_time, everything_is_given_back
+from simulation.endings import every_error_has_a_cause, every_request_ended_in_time, everything_is_given_back
 from simulation.fates import befall
 from simulation.faults import MessageFaults, Network
 from simulation.invariants import Violation, require
@@ -107,6 +107,7 @@ class World:
             deadline = max(schedule.last_deadline + self.frozen_s, last_event) + 2.0
         for client in self.clients:
             every_request_ended_in_time(client, clock.now, self.frozen_s)
+            every_error_has_a_cause(client, schedule)
             self.journal.count("requests", client.outcome)
         self.faults.heal(Network())
         latest = clock.now + schedule.cluster.lease_ttl_s + PATIENCE_S

@@ -266,6 +266,8 @@ class Lifecycle:
         if self._desk.rules.forward_kv_ready:
             r.timer(Wait.FORWARD, FORWARD_S)
         for choice, token in enumerate(message.first_ids):
+            if len(r.transcript.outputs[choice]) != message.index:
+                continue  # n > 1, read again: a token and an end that are not those delivered
             finish = FinishReason(message.finishes[choice]) if message.finishes else FinishReason.RUNNING
             logprobs = message.logprobs[choice : choice + 1]
             self._take(choice, TokenRow(0, r.da, message.index, (token,), finish, None, logprobs))
