@@ -106,6 +106,8 @@ class Renderer:
         ids = self._tokenizer.encode(text, add_special_tokens)
         if limit and not ids:
             raise InvalidRequest(f"{param} has no tokens: it is empty", param=param)
+        if limit and len(ids) >= self._facts.max_model_len:
+            raise too_long(len(ids), self._facts.max_model_len, param=param)
         return ids
 
     def _check_size(self, text: str, param: str) -> None:

@@ -59,7 +59,8 @@ def _part(part: object, where: str) -> str:
         raise UnsupportedField(f"{where}: parts of type {str(kind)[:40]!r} are not supported, only text", param=where)
     text = fields.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
-        raise InvalidRequest(f"{where}.{_TEXT_PARTS[kind]} is missing or no string", param=where)
+        where = f"{where}.{_TEXT_PARTS[kind]}"
+        raise InvalidRequest(f"{where} is missing or no string", param=where)
     return text
 
 
@@ -107,6 +108,8 @@ def _prompt(item: object, where: str, max_model_len: int, vocab_size: int) -> Pr
 
 
 def _ids(ids: list[object], where: str, max_model_len: int, vocab_size: int) -> list[int]:
+    if not ids:
+        raise InvalidRequest(f"{where} is an empty list", param=where)
     if len(ids) > max_model_len:
         raise too_long(len(ids), max_model_len)
     for at, id in enumerate(ids):
