@@ -62,9 +62,9 @@ class MessageFaults:
         low, high = self._network.late
         return self._hurt(latency, fault, low + (high - low) * self._random() ** 2)
 
-    def heal(self, network: Network) -> None:
-        """From now on the network is this one, and no single fault is to come."""
-        self._network, self._single, self._faulty = network, None, network.drop + network.double + network.delay
+    def become(self, network: Network) -> None:
+        """From now on the network is this one."""
+        self._network, self._faulty = network, network.drop + network.double + network.delay
 
     def _pick(self, dice: float) -> MessageFault:
         if dice < self._network.drop:

@@ -188,10 +188,11 @@ def schedule_of(seed: int, profile: str | None = None) -> Schedule:
     rng = Random(f"schedule {seed}")
     name = profile or WEIGHTS[seed % len(WEIGHTS)]
     kind = PROFILES[name]
+    cluster = rng.choice(kind.clusters)
     cluster = replace(
-        rng.choice(kind.clusters),
+        cluster,
         free_variant=rng.random() < 0.5,
-        split=rng.choice(("always", "always", "auto", "never")),
+        split=rng.choice(("always", "always", "auto", "never")) if cluster.prefill else "auto",
         transport=rng.choice(("shm", "shm", "tcp")),
     )
     clients = _clients(rng, kind.clients)

@@ -31,6 +31,7 @@ from splitserve.router import rules as router_rules
 from splitserve.worker import rules as worker_rules
 
 ROUTER = "router"
+KNOWN_S = 0.55  # all have sent a beat
 LOOK_S = 0.5  # how often it is looked whether all is over
 PATIENCE_S = 14.0  # for everything to be given back, after leases: a dead router is noticed after 5 s of silence
 
@@ -56,7 +57,7 @@ class World:
         self.rng = Random(f"world {schedule.seed}")
         self.clock = Clock()
         self.subjects = Subjects("sim")
-        self.faults = MessageFaults(Random(f"network {schedule.seed}"), schedule.network, schedule.single)
+        self.faults = MessageFaults(Random(f"network {schedule.seed}"), Network(), schedule.single)
         self.bus = Bus(self.clock, self.faults, journal, self.subjects.all_beats)
         self.redis = ToyRedis()
         self.router_rules, self.worker_rules = _rules(schedule.switched_off)
@@ -88,6 +89,7 @@ class World:
             self.start(name)
         for i in range(schedule.cluster.decode):
             self.start(f"decode-{i}")
+        clock.at(KNOWN_S, self.faults.become, schedule.network)  # once all know each other
         reference = Reference(schedule.cluster.free_variant)
         for number, plan in enumerate(schedule.clients):
             client = Client(f"r{number}", plan, reference)
@@ -109,7 +111,7 @@ class World:
             every_request_ended_in_time(client, clock.now, self.frozen_s)
             every_error_has_a_cause(client, schedule)
             self.journal.count("requests", client.outcome)
-        self.faults.heal(Network())
+        self.faults.become(Network())
         latest = clock.now + schedule.cluster.lease_ttl_s + PATIENCE_S
         while clock.now < latest and everything_is_given_back(self, schedule.long) is not None:
             clock.run(clock.now + LOOK_S)
