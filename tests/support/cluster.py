@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -41,7 +41,7 @@ class Cluster:
     log: Path
     url: str = ""
     model: str = ""
-    beats: dict[str, Beat] = field(default_factory=dict[str, Beat])
+    expected: tuple[str, ...] = ()
 
     def wait_ready(self, within_s: float = 180) -> None:
         """Wait for the line that says the URL. RuntimeError with the log when serve ends first."""
@@ -50,6 +50,7 @@ class Cluster:
             text = self.log.read_text(errors="replace")
             if found := re.search(r"^(\S+) answers at (\S+)/v1, ready in", text, re.MULTILINE):
                 self.model, self.url = found[1], found[2].replace("localhost", "127.0.0.1")
+                self.expected = (*self.names("prefill"), *self.names("decode"))
                 return
             if self.process.poll() is not None:
                 raise RuntimeError(f"serve ended with {self.process.returncode}:\n{text}")
@@ -98,6 +99,19 @@ class Cluster:
             await bus.close()
         return heard
 
+    async def everybody_ready(self, within_s: float = 90) -> None:
+        """Wait until every child that serve was told to run beats, and the router is ready."""
+        give_up = time.monotonic() + within_s
+        while True:
+            ready = {name for name, beat in (await self.workers()).items() if beat.ready and beat.role != "router"}
+            missing = set(self.expected) - ready
+            if not missing:
+                break
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"not ready after {within_s} s: {sorted(missing)}")
+        async with httpx.AsyncClient() as client:
+            (await client.get(f"{self.url}/ready")).raise_for_status()
+
     async def series(self) -> dict[str, Series]:
         """Every sample of every process, by its name."""
         pages: dict[str, Series] = {}
@@ -142,7 +156,9 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, model: Path | str = "", wait: bool = True, **env: str) -> Generator[Cluster, None, None]:
+def running(
+    folder: Path, *flags: str, model: Path | str = "", wait: bool = True, **env: str
+) -> Generator[Cluster, None, None]:
     """`splitserve serve` with `flags` over own NATS and Redis; nothing of it is left afterwards, or the test fails."""
     nats, redis = servers.nats(folder), servers.redis(folder)
     nats.start()
