@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from splitserve.errors import InvalidRequest
+from splitserve.errors import InvalidRequest, ModelUnavailable
 from splitserve.model.facts import ModelFacts
 from splitserve.model.template import ChatTemplate, mentions
 from splitserve.model.tokenizer import Tokenizer
@@ -73,12 +73,7 @@ class Renderer:
 
     def _template(self, chat: ChatPrompt) -> ChatTemplate:
         if chat.chat_template is not None:
-            if not self._trust:
-                raise InvalidRequest(
-                    "this server takes no chat_template from requests (--trust-request-chat-template)",
-                    param="chat_template",
-                )
-            return ChatTemplate(chat.chat_template, self._tokenizer.named_tokens)
+            return self._requested_template(chat.chat_template)
         name = "tool_use" if chat.tools and "tool_use" in self._templates else "default"
         template = self._templates.get(name)
         if template is None:
@@ -88,6 +83,17 @@ class Renderer:
                 param="messages",
             )
         return template
+
+    def _requested_template(self, source: str) -> ChatTemplate:
+        if not self._trust:
+            raise InvalidRequest(
+                "this server takes no chat_template from requests (--trust-request-chat-template)",
+                param="chat_template",
+            )
+        try:
+            return ChatTemplate(source, self._tokenizer.named_tokens)
+        except ModelUnavailable as error:  # not the server's model is at fault, but the request
+            raise InvalidRequest(error.message, param="chat_template") from error
 
     def _chat(self, chat: ChatPrompt, template: ChatTemplate, messages: Sequence[Message], limit: bool) -> list[int]:
         text = template.render(
