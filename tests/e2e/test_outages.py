@@ -25,7 +25,9 @@ def cluster(smollm2_folder: Path, tmp_path: Path):
         yield made
 
 
-async def streams_through(cluster: Cluster, client: AsyncOpenAI, outage) -> tuple[list[str], list[Heard]]:
+async def streams_through(
+    cluster: Cluster, client: AsyncOpenAI, outage: Callable[[], Awaitable[None]]
+) -> tuple[list[str], list[Heard]]:
     expected = [(await listen(client, cluster.model, p, tokens=40, seed=n)).text for n, p in enumerate(PROMPTS[:4])]
     heard = [Heard() for _ in expected]
     running_streams = [
