@@ -84,6 +84,13 @@ async def test_a_request_brings_its_own_template_only_where_that_is_allowed():
         await render.chat(ChatPrompt(HELLO, chat_template="{% for %}"))
 
 
+async def test_a_token_that_the_model_has_no_row_for_is_refused():
+    render = Renderer(byte_tokenizer(), facts(vocab_size=257))
+    assert await render.prompts(["a</s>"], add_special_tokens=False) == [[97, 256]]
+    with pytest.raises(InvalidRequest, match="'<s>', for which this model has no row"):
+        await render.prompts(["a<s>"], add_special_tokens=False)
+
+
 async def test_tools_choose_the_template_that_is_made_for_them():
     both = facts(chat_templates={"default": "plain", "tool_use": "with tools"})
     render = Renderer(byte_tokenizer(), both)

@@ -43,6 +43,7 @@ class Renderer:
     def __init__(self, tokenizer: Tokenizer, facts: ModelFacts, *, trust_request_template: bool = False) -> None:
         self._tokenizer = tokenizer
         self._facts = facts
+        self._foreign = tokenizer.vocab_size > facts.vocab_size  # the tokenizer may give ids that the model lacks
         self._trust = trust_request_template
         self._max_bytes = facts.max_model_len * tokenizer.longest_token_bytes
         self._templates = {
@@ -110,11 +111,18 @@ class Renderer:
         if limit:
             self._check_size(text, param)
         ids = self._tokenizer.encode(text, add_special_tokens)
-        if limit and not ids:
-            raise InvalidRequest(f"{param} has no tokens: it is empty", param=param)
-        if limit and len(ids) >= self._facts.max_model_len:
-            raise too_long(len(ids), self._facts.max_model_len, param=param)
+        if limit:
+            self._check_ids(ids, param)
         return ids
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        if not ids:
+            raise InvalidRequest(f"{param} has no tokens: it is empty", param=param)
+        if len(ids) >= self._facts.max_model_len:
+            raise too_long(len(ids), self._facts.max_model_len, param=param)
+        if self._foreign and max(ids) >= self._facts.vocab_size:  # Gemma 3's <image_soft_token>, in a text-only model
+            token = self._tokenizer.token_text(max(ids))
+            raise InvalidRequest(f"{param} holds the token {token!r}, for which this model has no row", param=param)
 
     def _check_size(self, text: str, param: str) -> None:
         longest = self._facts.max_model_len

@@ -292,6 +292,15 @@ async def faulty(generation: ScriptedGeneration) -> AsyncIterator[GenerationEven
     yield Done()
 
 
+async def endless(generation: ScriptedGeneration) -> AsyncIterator[GenerationEvent]:
+    yield Tokens(0, 0, tuple(b"ab"))
+
+
+async def test_events_that_end_without_an_end_are_a_fault_and_no_hang():
+    with pytest.raises(openai.InternalServerError):
+        await chat(endless)
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_fault_of_ours_is_a_500_with_an_error_body_and_a_traceback_in_the_log(
     streamed: bool, caplog: pytest.LogCaptureFixture

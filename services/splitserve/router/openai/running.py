@@ -26,6 +26,7 @@ class Inbox:
         self._arrived: list[Arrival] = []
         self._wake = asyncio.Event()
         self._fault: BaseException | None = None
+        self._open = len(generations)
 
     @property
     def cached_tokens(self) -> int:
@@ -39,6 +40,8 @@ class Inbox:
         while not self._arrived:
             if self._fault is not None:
                 raise self._fault
+            if not self._open:
+                raise RuntimeError("a generation's events ended without Done")
             self._wake.clear()
             await self._wake.wait()
         arrived, self._arrived = self._arrived, []
@@ -52,9 +55,10 @@ class Inbox:
 
     def ended(self, pump: asyncio.Task[None]) -> None:
         """Called when a pump is done: a fault of it reaches whoever takes."""
-        if not pump.cancelled() and (fault := pump.exception()) is not None:
-            self._fault = fault
-            self._wake.set()
+        self._open -= 1
+        if not pump.cancelled():
+            self._fault = self._fault or pump.exception()
+        self._wake.set()
 
 
 @asynccontextmanager
