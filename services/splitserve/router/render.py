@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from splitserve.errors import InvalidRequest, ModelUnavailable
@@ -19,6 +20,8 @@ from splitserve.router.openai.schema.messages import Message, Prompt, template_m
 _INLINE_CHARS = 8192  # texts up to this are tokenised at once: a few milliseconds
 _PROBE_CHARS = 8  # per token of the context: a text of which this is not enough is looked at in parts
 _SLACK = 64  # tokens by which cutting a text may change the count of its beginning
+
+_PLAIN = frozenset({"role", "content", "name"})
 
 T = TypeVar("T")
 
@@ -55,8 +58,10 @@ class Renderer:
         template = self._template(chat)
         messages = template_messages(chat.messages, keep_developer=mentions(template.source, "developer"))
         _check_continuation(chat)
-        size = sum(len(str(message["content"])) for message in messages)
-        return await _run(size, lambda: self._chat(chat, template, messages, limit))
+        work = partial(self._chat, chat, template, messages, limit)
+        if chat.tools or chat.documents or chat.variables or any(message.keys() - _PLAIN for message in messages):
+            return await asyncio.to_thread(work)  # of any size
+        return await _run(sum(len(str(message["content"])) for message in messages), work)
 
     async def prompts(
         self, prompts: Sequence[Prompt], *, add_special_tokens: bool, limit: bool = True

@@ -14,6 +14,7 @@ MAX_STOPS = 64
 MAX_STOP_CHARS = 4096
 MAX_N = 128
 MAX_LOGPROBS = 20
+MAX_BIASES = 4096
 _INT64 = 1 << 63
 
 
@@ -71,7 +72,7 @@ class GenerationFields(RequestModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
-    logit_bias: Annotated[dict[str, Bias], AfterValidator(_bias_keys)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_bias_keys)] | None = None
     seed: Whole | None = Field(default=None, ge=-_INT64, le=_INT64 - 1)
     stop: Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None

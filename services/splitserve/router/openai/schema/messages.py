@@ -112,6 +112,8 @@ def _ids(ids: list[object], where: str, max_model_len: int, vocab_size: int) -> 
         raise InvalidRequest(f"{where} is an empty list", param=where)
     if len(ids) > max_model_len:
         raise too_long(len(ids), max_model_len)
+    if {type(id) for id in ids} == {int} and 0 <= min(cast(list[int], ids)) <= max(cast(list[int], ids)) < vocab_size:
+        return cast(list[int], ids)
     for at, id in enumerate(ids):
         if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < vocab_size:
             raise InvalidRequest(
