@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LATE_S = 1.0  # a deadline may be seen so late
 ROOMY_BLOCKS = 30  # a smaller decode pool may be too small for a request
+DELAYS = 3  # of one answer's messages, behind each other
 RECOVERY_S = 4.0  # to notice an event and go on elsewhere
 
 
@@ -80,8 +81,9 @@ def _slept(schedule: Schedule, _client: Client) -> bool:
 
 
 def _trouble(schedule: Schedule, client: Client) -> bool:
-    """Events took about as long as the request had."""
-    return sum(event.seconds + RECOVERY_S for event in schedule.events) >= client.plan.timeout_s
+    """Events, and messages that came late, took about as long as the request had."""
+    late_s = DELAYS * schedule.network.late[1] if schedule.network.delay else 0.0
+    return late_s + sum(event.seconds + RECOVERY_S for event in schedule.events) >= client.plan.timeout_s
 
 
 CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
