@@ -1,0 +1,183 @@
+"""Carries out what the router's core decides: the bus, the clients' queues, the store. Decides nothing.
+
+A client's queue holds ids only, four bytes a token: however slowly it reads, decode is not held back (protocol D12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
+
+from splitserve.bus.bus import Bus
+from splitserve.errors import RequestFailed, SplitserveError
+from splitserve.protocol.effects import BusDown, BusUp
+from splitserve.protocol.messages import Beat
+from splitserve.protocol.states import RequestState, Role
+from splitserve.protocol.subjects import Subjects
+from splitserve.router.core import RouterCore
+from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
+from splitserve.router.generation import Done, GenerationEvent, Submission
+from splitserve.router.records import Record
+from splitserve.worker.heartbeat import Heartbeat
+from splitserve.worker.shell import Shell
+
+log = logging.getLogger("splitserve.router")
+
+
+class Dispatcher:
+    """`generation.Generator` over one core. `save` is told the latest record of a request."""
+
+    def __init__(self, core: RouterCore, bus: Bus, save: Callable[[Record], None]) -> None:
+        self.bus = bus
+        self._core = core
+        self._save_record = save
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[str, RunningGeneration] = {}
+        self._records: dict[str, Record] = {}  # of live requests
+        self._shell = Shell(core, bus, {Deliver: self._deliver, Save: self._save, Crashed: self._crashed})
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    async def open(
+        cls,
+        core: RouterCore,
+        *,
+        nats: str,
+        subjects: Subjects,
+        life: str,
+        connect_timeout_s: float,
+        save: Callable[[Record], None],
+        page: Callable[[], bytes],
+    ) -> Dispatcher:
+        """Connect, subscribe, beat. Raises NeverReady, ConfigError. `page`: the metrics page for other routers."""
+        async with AsyncExitStack() as stack:
+            bus = await Bus.connect(nats, name=core.name, role=Role.ROUTER, connect_timeout_s=connect_timeout_s)
+            stack.push_async_callback(bus.close)
+            beats = await Bus.connect(
+                nats, name=f"{core.name}-beats", role=Role.ROUTER, connect_timeout_s=connect_timeout_s
+            )
+            stack.push_async_callback(beats.close)
+            self = cls(core, bus, save)
+            self._watch(bus)
+            await bus.subscribe(subjects.router_events(life), self._shell.receive)
+            await bus.receive_replies(self._shell.receive)
+            heartbeat = Heartbeat(beats, subjects, self._beat, self._shell.receive, page)
+            for work in (self._shell.run(), heartbeat.run()):
+                task = asyncio.create_task(work, name="dispatcher")
+                stack.push_async_callback(_ended, task)
+            self._stack = stack.pop_all()
+            return self
+
+    async def close(self) -> None:
+        """End what still runs with an error for its client, and disconnect."""
+        for generation in list(self._running.values()):
+            generation.put(Done(RequestFailed("the router is stopping")))
+        await self._stack.aclose()
+
+    # --- generation.Generator ---
+
+    def submit(self, submission: Submission) -> RunningGeneration:
+        """Admit a request; it starts with `async with`. Raises Overloaded, BusUnavailable, NoWorkers."""
+        refusal = self._core.refusal(submission, self._loop.time())
+        if refusal is not None:
+            raise refusal
+        return RunningGeneration(self, submission)
+
+    def start(self, generation: RunningGeneration) -> None:
+        self._running[generation.rid] = generation
+        self._shell.put(Submit(generation.submission))
+
+    def stop(self, rid: str, choice: int) -> None:
+        self._shell.put(Stop(rid, choice))
+
+    def leave(self, rid: str) -> None:
+        """The client is gone; a request that has ended already is none the worse."""
+        if self._running.pop(rid, None) is not None:
+            self._shell.put(Leave(rid))
+
+    # --- views ---
+
+    def record(self, rid: str) -> Record | None:
+        """The latest record of a live request."""
+        return self._records.get(rid)
+
+    def live_states(self) -> Iterable[RequestState]:
+        return list(self._core.live.values())
+
+    def live_roles(self) -> list[Role]:
+        """The role of each worker that may be given work."""
+        return [Role(worker.beat.role) for worker in self._core.fleet if worker.alive]
+
+    # --- the bus ---
+
+    def _watch(self, bus: Bus) -> None:
+        bus.on_down = lambda: self._shell.put(BusDown())
+        bus.on_up = lambda: self._shell.put(BusUp())
+        if not bus.connected:
+            self._shell.put(BusDown())
+
+    def _beat(self, _bus_lag_ms: int) -> Beat:
+        return self._core.beat(self._loop.time())
+
+    # --- commands ---
+
+    def _deliver(self, command: Deliver) -> None:
+        done = isinstance(command.event, Done)
+        generation = self._running.pop(command.rid, None) if done else self._running.get(command.rid)
+        if generation is not None:
+            generation.cached_tokens = command.cached_tokens
+            generation.put(command.event)
+
+    def _save(self, command: Save) -> None:
+        record = command.record
+        if record.state.terminal:
+            self._records.pop(record.rid, None)
+        else:
+            self._records[record.rid] = record
+        self._save_record(record)
+
+    def _crashed(self, command: Crashed) -> None:
+        log.error("the core raised", exc_info=command.error, extra={"rid": command.rid})
+
+
+class RunningGeneration:
+    """One request as its endpoint has it (`generation.Generation`)."""
+
+    def __init__(self, dispatcher: Dispatcher, submission: Submission) -> None:
+        self.submission = submission
+        self.rid = submission.rid
+        self.cached_tokens = 0
+        self._dispatcher = dispatcher
+        self._events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
+
+    def put(self, event: GenerationEvent) -> None:
+        self._events.put_nowait(event)
+
+    def stop(self, choice: int) -> None:
+        self._dispatcher.stop(self.rid, choice)
+
+    async def events(self) -> AsyncIterator[GenerationEvent]:
+        while True:
+            event = await self._events.get()
+            yield event
+            if isinstance(event, Done):
+                return
+
+    async def __aenter__(self) -> RunningGeneration:
+        self._dispatcher.start(self)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._dispatcher.leave(self.rid)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+    except SplitserveError:
+        log.exception("a task of the dispatcher failed", extra={"task": task.get_name()})

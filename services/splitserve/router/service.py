@@ -1,0 +1,151 @@
+"""The router process: what it owns, opened in order and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from splitserve.bus.bus import Bus
+from splitserve.config import RouterSettings
+from splitserve.errors import ConfigError
+from splitserve.model.facts import ModelFacts
+from splitserve.model.resolve import resolve, served_names
+from splitserve.model.tokenizer import Tokenizer
+from splitserve.protocol.states import Role
+from splitserve.protocol.subjects import Subjects, subject_token
+from splitserve.router.app import create_app
+from splitserve.router.core import RouterCore
+from splitserve.router.dispatcher import Dispatcher
+from splitserve.router.metrics import RouterMetrics
+from splitserve.router.parts import RouterParts
+from splitserve.router.protocol import RouterProtocol
+from splitserve.router.readiness import Readiness
+from splitserve.router.records import shown
+from splitserve.runtime.addresses import address_of
+from splitserve.runtime.http import bind, serving
+from splitserve.runtime.logs import set_up_logs
+from splitserve.runtime.process import Signals
+from splitserve.store.store import Store
+from splitserve.telemetry.metrics import CONTENT_TYPE
+
+log = logging.getLogger("splitserve.router")
+
+
+async def run(settings: RouterSettings, signals: Signals) -> None:
+    """Serve until a stop signal. Raises StartupError."""
+    name = subject_token(settings.worker.name or f"router-{socket.gethostname()}-{os.getpid()}")
+    set_up_logs(settings.log, name)
+    async with AsyncExitStack() as stack:
+        sock = bind(settings.http.host, settings.http.port)
+        stack.callback(sock.close)
+        tokenizer, facts = await asyncio.to_thread(_read_model, settings)
+        router = await _Router.open(settings, name, facts, stack)
+        readiness = router.readiness(tokenizer)
+        app = create_app(router.parts(tokenizer, facts, readiness))
+        await stack.enter_async_context(
+            serving(app, sock, protocol=RouterProtocol, grace_s=int(settings.worker.drain_timeout))
+        )
+        proving = asyncio.create_task(readiness.prove(), name="readiness")
+        stack.callback(proving.cancel)
+        log.info("listening", extra={"host": settings.http.host, "port": settings.http.port})
+        await signals.stop()
+
+
+def _read_model(settings: RouterSettings) -> tuple[Tokenizer, ModelFacts]:
+    folder = resolve(settings.model, weights=False)
+    tokenizer = Tokenizer.load(folder)
+    return tokenizer, ModelFacts.load(folder, tokenizer, settings.model)
+
+
+class _Router:
+    """The parts that need a bus or a store."""
+
+    def __init__(
+        self, settings: RouterSettings, dispatcher: Dispatcher, store: Store, bus: Bus, metrics: RouterMetrics
+    ) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._store = store
+        self._bus = bus
+        self._metrics = metrics
+        self._errors = self._reconnects = 0
+
+    @classmethod
+    async def open(cls, settings: RouterSettings, name: str, facts: ModelFacts, stack: AsyncExitStack) -> _Router:
+        cluster = settings.cluster
+        life = f"{name}-{secrets.token_hex(4)}"
+        subjects = Subjects(subject_token(cluster.cluster))
+        core = RouterCore(
+            router=life,
+            name=name,
+            incarnation=secrets.randbits(63) | 1,
+            subjects=subjects,
+            settings=settings.routing,
+        )
+        metrics = RouterMetrics(
+            model_name=served_names(settings.model)[0], engine=name, max_model_len=facts.max_model_len
+        )
+        store = await Store.connect(
+            address_of(cluster.redis, "--redis"), cluster=cluster.cluster, connect_timeout_s=cluster.connect_timeout
+        )
+        stack.push_async_callback(store.close)
+        dispatcher = await Dispatcher.open(
+            core,
+            nats=address_of(cluster.nats, "--nats"),
+            subjects=subjects,
+            life=life,
+            connect_timeout_s=cluster.connect_timeout,
+            save=lambda record: store.save(record.row()),
+            page=lambda: metrics.metrics.page(),
+        )
+        stack.push_async_callback(dispatcher.close)
+        store.announce(life, core.incarnation)
+        return cls(settings, dispatcher, store, dispatcher.bus, metrics)
+
+    def readiness(self, tokenizer: Tokenizer) -> Readiness:
+        ids = tuple(tokenizer.encode("Ready?", False))
+        if not ids:
+            raise ConfigError("the tokenizer gives no ids for a word: it does not fit the model")
+        return Readiness(
+            self._dispatcher,
+            model=served_names(self._settings.model)[0],
+            ids=ids,
+            split="never" if self._settings.routing.split == "never" else "always",
+            decode_lives=lambda: Role.DECODE in self._dispatcher.live_roles(),
+        )
+
+    def parts(self, tokenizer: Tokenizer, facts: ModelFacts, readiness: Readiness) -> RouterParts:
+        return RouterParts(
+            generator=self._dispatcher,
+            tokenizer=tokenizer,
+            facts=facts,
+            model_names=served_names(self._settings.model),
+            http=self._settings.http,
+            routing=self._settings.routing,
+            read_request=self._read_request,
+            why_not_ready=readiness.why_not,
+            metrics_pages={"/metrics": self._page},
+            observer=self._metrics,
+            trust_request_chat_template=self._settings.model.trust_request_chat_template,
+        )
+
+    async def _read_request(self, rid: str) -> Mapping[str, object] | None:
+        record = self._dispatcher.record(rid)
+        fields = {**record.row().fields, "owner": record.owner} if record else await self._store.read(rid)
+        return shown(rid, fields) if fields else None
+
+    async def _page(self, _accept: str) -> tuple[bytes, str]:
+        counters = self._bus.counters
+        self._metrics.bus_moved(counters.errors - self._errors, counters.reconnects - self._reconnects)
+        self._errors, self._reconnects = counters.errors, counters.reconnects
+        self._metrics.refresh(
+            live=self._dispatcher.live_states(),
+            workers=self._dispatcher.live_roles(),
+            degraded=self._store.degraded,
+        )
+        return self._metrics.metrics.page(), CONTENT_TYPE
