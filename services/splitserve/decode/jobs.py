@@ -108,14 +108,37 @@ class DecodeJobs:
         return None if at == inf else at
 
     def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat:
-        running = sum(s.live for job in self._table if job.state is DecodeState.RUNNING for s in job.sequences)
-        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, running)
+        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, self.running)
         return self._desk.beat(load, step_age_ms, bus_lag_ms)
 
     @property
     def idle(self) -> bool:
         """Nothing is held for anybody: a draining worker may leave."""
         return not len(self._table) and not self._table.copying
+
+    @property
+    def draining(self) -> bool:
+        return self._desk.draining
+
+    @property
+    def running(self) -> int:
+        """Sequences that decode."""
+        return self._sequences(DecodeState.RUNNING)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that could be computed and have no token of their own yet."""
+        return self._sequences(DecodeState.READY)
+
+    def _sequences(self, state: DecodeState) -> int:
+        return sum(sequence.live for job in self._table if job.state is state for sequence in job.sequences)
+
+    @property
+    def sources(self) -> frozenset[tuple[str, int]]:
+        """(worker, incarnation) of all whose KV is awaited or being read."""
+        return frozenset(
+            (job.asked.source.worker, job.asked.source.incarnation) for job in self._table if job.asked.source
+        )
 
     @property
     def queued_tokens(self) -> int:

@@ -89,8 +89,9 @@ class PrefillJobs:
         rules: Rules = Rules(),  # noqa: B008
         *,
         new_token: Callable[[], str] = _random_token,
+        leases: LeaseTable | None = None,
     ) -> None:
-        self.leases = LeaseTable()
+        self.leases = LeaseTable() if leases is None else leases
         self._desk = Desk(Role.PREFILL, identity, subjects, limits, rules)
         self._limits = limits
         self._rules = rules
@@ -148,14 +149,27 @@ class PrefillJobs:
         return min(times, default=None)
 
     def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat:
-        running = sum(job.state is PrefillState.RUNNING for job in self._jobs.values())
-        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, running)
+        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, self.running)
         return self._desk.beat(load, step_age_ms, bus_lag_ms)
 
     @property
     def idle(self) -> bool:
         """Nothing queued, running or held: a draining worker may leave."""
         return not self._jobs and not len(self.leases)
+
+    @property
+    def draining(self) -> bool:
+        return self._desk.draining
+
+    @property
+    def running(self) -> int:
+        """Prompts that are being computed."""
+        return sum(job.state is PrefillState.RUNNING for job in self._jobs.values())
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that are not begun."""
+        return sum(job.state is PrefillState.QUEUED for job in self._jobs.values())
 
     @property
     def queued_tokens(self) -> int:

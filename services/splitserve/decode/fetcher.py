@@ -1,0 +1,101 @@
+"""Fetches under way: a task each, told to the core when its last byte is written or will never be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, FetchFailed, Key
+from splitserve.errors import ChecksumMismatch, Fenced, KvError, KvMismatch, Unreachable
+from splitserve.kv.transfer.base import BlockPair
+from splitserve.kv.transfer.reader import KvReader
+from splitserve.protocol.states import FailReason
+from splitserve.telemetry.metrics import Metrics
+
+log = logging.getLogger("splitserve.decode")
+
+REASONS: Mapping[type[KvError], FailReason] = {
+    Fenced: FailReason.FENCED,
+    Unreachable: FailReason.UNREACHABLE,
+    KvMismatch: FailReason.MISMATCH,
+    ChecksumMismatch: FailReason.CHECKSUM,
+}
+_TRANSPORTS = ("shm", "tcp")
+
+
+class Fetcher:
+    """Carries out Attach, Fetch and AbandonFetch; `put` brings the core Fetched or FetchFailed, once a fetch."""
+
+    def __init__(self, reader: KvReader, put: Callable[[object], None], metrics: Metrics, block_tokens: int) -> None:
+        self._reader = reader
+        self._put = put
+        self._block_tokens = block_tokens
+        self._fetches: dict[Key, asyncio.Task[Fetched | FetchFailed]] = {}
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._seconds = {t: metrics.histogram("splitserve_kv_transfer_seconds", transport=t) for t in _TRANSPORTS}
+        self._bytes = {t: metrics.counter("splitserve_kv_transfer_bytes", transport=t) for t in _TRANSPORTS}
+        self._blocks = {t: metrics.counter("splitserve_kv_transfer_blocks", transport=t) for t in _TRANSPORTS}
+        self._failed = {r: metrics.counter("splitserve_kv_failed", reason=r) for r in FailReason}
+        self._fenced = metrics.counter("splitserve_kv_fenced")
+        self._asked = metrics.counter("vllm:external_prefix_cache_queries")
+        self._got = metrics.counter("vllm:external_prefix_cache_hits")
+
+    def attach(self, command: Attach) -> None:
+        task = asyncio.create_task(self._attach(command), name="kv-attach")
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+
+    def fetch(self, command: Fetch) -> None:
+        task = asyncio.create_task(self._fetch(command), name="kv-fetch")
+        self._fetches[command.key] = task
+        task.add_done_callback(lambda task: self._ended(command.key, task))
+
+    def abandon(self, command: AbandonFetch) -> None:
+        task = self._fetches.get(command.key)
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        """End everything and let go of what is mapped."""
+        tasks: list[asyncio.Task[Any]] = [*self._fetches.values(), *self._attaching]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._reader.close()
+
+    async def _attach(self, command: Attach) -> None:
+        try:
+            await self._reader.attach(command.source)
+        except KvError as error:  # the fetch will meet it again, and tell
+            log.warning("cannot attach", extra={"worker": command.source.worker, "why": error.message})
+
+    def _ended(self, key: Key, task: asyncio.Task[Fetched | FetchFailed]) -> None:
+        """A cancelled task, even one that never began, writes nothing any more: that is what the core waits for."""
+        del self._fetches[key]
+        abandoned = FetchFailed(key, FailReason.UNREACHABLE, "abandoned")
+        self._put(abandoned if task.cancelled() else task.result())
+
+    async def _fetch(self, command: Fetch) -> Fetched | FetchFailed:
+        key, handle = command.key, command.handle
+        pairs = [BlockPair(p.group, p.source, p.target, p.generation) for p in command.pairs]
+        tokens = handle.kv_tokens - self._block_tokens * (len(handle.groups[0].blocks) - len(pairs))
+        self._asked.inc(tokens)
+        try:
+            result = await self._reader.fetch(handle, pairs)
+        except KvError as error:
+            reason = REASONS[type(error)]
+            self._failed[reason].inc()
+            self._fenced.inc(reason is FailReason.FENCED)
+            log.warning("fetch failed", extra={"rid": key[0], "reason": reason, "why": error.message})
+            return FetchFailed(key, reason, error.message)
+        except Exception as error:  # no peer can cause it; the job must still hear of its end
+            log.exception("fetch crashed", extra={"rid": key[0]})
+            return FetchFailed(key, FailReason.UNREACHABLE, f"{type(error).__name__}: {error}")
+        if result.transport in self._seconds:
+            self._seconds[result.transport].observe(result.seconds)
+            self._bytes[result.transport].inc(result.bytes)
+            self._blocks[result.transport].inc(result.blocks)
+        self._got.inc(tokens)
+        return Fetched(key, result.bytes, result.blocks, result.transport, result.seconds)

@@ -1,0 +1,75 @@
+"""`splitserve prefill`: reads prompts, samples first tokens, holds KV until it is fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from splitserve.config import WorkerProcessSettings
+from splitserve.engine import door
+from splitserve.kv.export import Exporter, socket_dir
+from splitserve.kv.lease import Lease, LeaseTable, Pin
+from splitserve.prefill.jobs import PrefillJobs
+from splitserve.protocol.effects import Tick
+from splitserve.protocol.states import Role
+from splitserve.runtime.process import Signals
+from splitserve.worker.observe import Rising
+from splitserve.worker.rules import Limits
+from splitserve.worker.service import Parts, RoleParts, run_worker
+
+
+async def run(settings: WorkerProcessSettings, signals: Signals) -> None:
+    """Serve until a stop signal; then finish the queue and wait until the handles are fetched. Raises StartupError."""
+    await run_worker(settings, signals, Role.PREFILL, make_prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedLeases:
+    """The lease table as the data plane sees it: an unpin may free blocks, so the core hears of it."""
+
+    table: LeaseTable
+    on_unpin: Callable[[], None]
+
+    def lookup(self, handle_id: str, token: str) -> Lease | None:
+        return self.table.lookup(handle_id, token)
+
+    def pin(self, handle_id: str, sever: Callable[[], None]) -> Pin:
+        return self.table.pin(handle_id, sever)
+
+    def unpin(self, pin: Pin) -> None:
+        self.table.unpin(pin)
+        self.on_unpin()
+
+
+async def make_prefill(parts: Parts) -> RoleParts:
+    """The core, and the data plane by which others read the pool."""
+    transfer, machine = parts.settings.transfer, parts.machine
+    name, leases = machine.identity.name, LeaseTable()
+    run_dir = Path(parts.stack.enter_context(tempfile.TemporaryDirectory(prefix="splitserve-kv-")))
+    pinned = PinnedLeases(leases, lambda: parts.put(Tick()))
+    exporter = Exporter(name, machine.segment, pinned, transfer, socket_dir(transfer, run_dir), parts.faults)
+    addresses = await exporter.start()
+    parts.stack.push_async_callback(exporter.close)
+    core = PrefillJobs(
+        replace(machine.identity, addresses=addresses),
+        parts.subjects,
+        Limits(lease_ttl_s=transfer.kv_lease_ttl),
+        leases=leases,
+    )
+    held_bytes = parts.metrics.gauge("splitserve_kv_held_bytes")
+    held = parts.metrics.gauge("splitserve_kv_leases")
+    expired = Rising(parts.metrics.counter("splitserve_kv_lease_expired").inc, lambda: leases.expired_total)
+
+    def refresh() -> None:
+        held_bytes.set(leases.held_blocks * machine.segment.block_bytes)
+        held.set(len(leases))
+        expired.refresh()
+
+    def hold(event: door.Event) -> None:
+        if isinstance(event, door.Prefilled):
+            exporter.hold(event.groups)
+
+    subjects = (parts.subjects.worker_in(name), parts.subjects.worker_lease(name))
+    return RoleParts(core, subjects, {}, on_event=hold, refresh=refresh)

@@ -1,0 +1,62 @@
+"""What a worker computes with: the model, its KV pool and the engine over both. Made once at start, in a thread."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+
+from splitserve.config import WorkerProcessSettings
+from splitserve.engine.build import build_engine, chunk_tokens
+from splitserve.engine.engine import Engine
+from splitserve.engine.loader import load_model, pool_blocks, served_context
+from splitserve.errors import ConfigError
+from splitserve.kv.segment import Segment
+from splitserve.model.resolve import resolve, served_names
+from splitserve.protocol.states import Role
+from splitserve.worker.effects import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`identity` lacks only the addresses, which the data plane adds."""
+
+    identity: Identity
+    engine: Engine
+    segment: Segment
+
+    def close(self) -> None:
+        self.segment.close()
+
+
+def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metrics_url: str) -> Machine:
+    """Blocks for seconds. Raises StartupError: a model that cannot be had or served, too little memory."""
+    folder = resolve(settings.model)
+    loaded = load_model(folder, model=settings.model, engine=settings.engine)
+    if loaded.device.type != "cpu":
+        raise ConfigError(f"a {role} worker on {loaded.device} cannot hand KV over yet; use --device cpu")
+    blocks = pool_blocks(loaded, settings.engine)
+    incarnation = secrets.randbits(63) | 1
+    segment = Segment.create(
+        blocks,
+        loaded.layout.block_bytes,
+        loaded.layout.digest,
+        incarnation,
+        checksummed=settings.transfer.kv_checksum == "all",
+    )
+    which = "prefill" if role is Role.PREFILL else "decode"
+    engine = build_engine(loaded, segment.pool, segment.generations, blocks, settings.engine, which, time.monotonic)
+    identity = Identity(
+        name=name,
+        incarnation=incarnation,
+        model=served_names(settings.model)[0],
+        fingerprint=loaded.fingerprint,
+        fingerprint_factors=loaded.fingerprint_factors,
+        block_tokens=loaded.layout.block_tokens,
+        total_blocks=blocks,
+        max_model_len=served_context(loaded, blocks),
+        chunk_tokens=chunk_tokens(settings.engine, which, loaded.device.type),
+        bytes_per_token=loaded.layout.bytes_per_token,
+        metrics_url=metrics_url,
+    )
+    return Machine(identity, engine, segment)

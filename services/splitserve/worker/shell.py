@@ -1,0 +1,138 @@
+"""Round a core: its events in one queue, its commands carried out in order, its timer. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
+from splitserve.errors import BusUnavailable, ProtocolError
+from splitserve.faultpoints import Faults
+from splitserve.protocol.effects import Answer, Answered, Ask, NoAnswer, Publish, Received, Tick, Unanswered
+from splitserve.protocol.messages import Beat, KvReady, Message, TokenFrame
+from splitserve.worker.effects import Drain
+
+log = logging.getLogger("splitserve.worker")
+
+_DROPPED_BY_FAULT: Mapping[type, str] = {KvReady: "worker.drop_kv_ready", TokenFrame: "worker.drop_frame"}
+
+
+class WorkerCore(Protocol):
+    """What the shell asks of either core."""
+
+    @property
+    def idle(self) -> bool: ...
+    def handle(self, event: object, now: float) -> list[Any]: ...
+    def wake_at(self) -> float | None: ...
+    def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat: ...
+
+
+class Shell:
+    """`acts` says how commands beside the bus's are carried out: at once, without waiting."""
+
+    def __init__(
+        self, core: WorkerCore, bus: Bus, acts: Mapping[type, Callable[[Any], None]], faults: Faults | None = None
+    ) -> None:
+        self.drained = asyncio.Event()  # told to drain, and nothing is left
+        self._core = core
+        self._bus = bus
+        self._acts = acts
+        self._faults = faults or Faults()
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[object] = deque()
+        self._something = asyncio.Event()
+        self._draining = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def put(self, event: object) -> None:
+        """From a callback of the loop: the core will hear of it, in order."""
+        self._events.append(event)
+        self._something.set()
+
+    def receive(self, message: Message, reply_to: str | None) -> None:
+        """A handler for subscriptions: it only enqueues."""
+        self.put(Received(message, reply_to))
+
+    async def run(self) -> None:
+        """Until cancelled. An event whose handling raises is logged and costs no other."""
+        try:
+            while True:
+                await self._something.wait()
+                self._something.clear()
+                while self._events:
+                    await self._handle(self._events.popleft())
+                self._arm()
+                if self._draining and self._core.idle:
+                    self.drained.set()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in self._asking:
+                task.cancel()
+            await asyncio.gather(*self._asking, return_exceptions=True)
+
+    async def _handle(self, event: object) -> None:
+        self._draining = self._draining or isinstance(event, Drain)
+        try:
+            commands = self._core.handle(event, self._loop.time())
+        except Exception:
+            log.exception("event failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
+            return
+        for command in commands:
+            match command:
+                case Publish(subject, message, reply):
+                    await self._publish(subject, message, reply)
+                case Answer(reply_to, message):
+                    await self._publish(reply_to, message, False)
+                case Ask():
+                    task = asyncio.create_task(self._ask(command), name="ask")
+                    self._asking.add(task)
+                    task.add_done_callback(self._asking.discard)
+                case _:
+                    self._acts[type(command)](command)
+
+    def _arm(self) -> None:
+        at = self._core.wake_at()
+        if self._timer is not None:
+            if self._timer.when() == at and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.put(Tick())
+
+    async def _publish(self, subject: str, message: Message, reply: bool) -> None:
+        """A message that does not get out is lost like any other; the digest repairs that."""
+        fault = _DROPPED_BY_FAULT.get(type(message))
+        if fault is not None and self._faults.fires(fault):
+            return
+        try:
+            await self._bus.publish(subject, message, reply=reply)
+        except BusUnavailable as error:
+            log.debug("message lost", extra={"kind": type(message).__name__, "why": error.message})
+        except ProtocolError as error:
+            log.error("message not sent", extra={"kind": type(message).__name__, "why": error.message})
+
+    async def _ask(self, ask: Ask) -> None:
+        try:
+            answer = await self._bus.request(ask.subject, ask.message, ask.timeout_s)
+        except NoResponders:
+            self.put(Unanswered(ask.tag, NoAnswer.NO_RESPONDERS))
+        except (RequestTimeout, ProtocolError):
+            self.put(Unanswered(ask.tag, NoAnswer.TIMEOUT))
+        except BusUnavailable:
+            self.put(Unanswered(ask.tag, NoAnswer.DISCONNECTED))
+        else:
+            self.put(Answered(ask.tag, answer))
+
+
+def _rid_of(event: object) -> str:
+    return str(getattr(getattr(event, "message", None), "rid", ""))
