@@ -61,6 +61,7 @@ class Bus:
     counters: BusCounters = field(default_factory=BusCounters)
     _client: Client = field(default_factory=Client)
     _inbox: str = ""
+    _closing: bool = False
 
     @classmethod
     async def connect(
@@ -173,7 +174,7 @@ class Bus:
 
     async def close(self) -> None:
         """Disconnect. A server that does not take the last bytes in `CLOSE_S` is left: nats-py would wait for it."""
-        self.on_down = self.on_up = lambda: None
+        self._closing = True
         closing = asyncio.create_task(self._client.close(), name=f"close-{self.name}")
         _, late = await asyncio.wait({closing}, timeout=CLOSE_S)
         for task in late:
@@ -204,6 +205,8 @@ class Bus:
         log.warning("bus error", extra={"connection": self.name, "error": str(error) or type(error).__name__})
 
     async def _on_disconnected(self) -> None:
+        if self._closing:
+            return
         log.warning("bus down", extra={"connection": self.name})
         self.on_down()
 
