@@ -53,6 +53,7 @@ class Host:
         self._wake = threading.Condition()
         self._commands: deque[door.Command] = deque()
         self._stopping = False
+        self._why = ""  # it crashed
         self._step_began: float | None = None
         self._live: set[door.Key] = set()
         self._pool = door.PoolStats(0, 0, 0, 0, 0)
@@ -62,10 +63,12 @@ class Host:
         self._thread.start()
 
     def submit(self, command: door.Command) -> None:
-        """From the loop: carried out between two steps."""
+        """From the loop: carried out between two steps; after a crash a job fails at once."""
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
+            if self._why:
+                self._fail_all()
 
     @property
     def step_age_ms(self) -> int:
@@ -129,6 +132,16 @@ class Host:
         self._loop.call_soon_threadsafe(self._on_batch, batch)
 
     def _crash(self, why: str) -> None:
-        failed = tuple(door.Failed(key, why) for key in self._live)
-        self._loop.call_soon_threadsafe(self._on_batch, door.Batch(failed, None, self._pool, 0))
+        with self._wake:
+            self._why = why
+            self._fail_all()
         self._loop.call_soon_threadsafe(self.crashed.set_result, why)
+
+    def _fail_all(self) -> None:
+        """Jobs in the engine, and those on their way to it."""
+        self._live.update(command.key for command in self._commands if isinstance(command, door.Add))
+        self._commands.clear()
+        failed = tuple(door.Failed(key, self._why) for key in self._live)
+        self._live.clear()
+        if failed:
+            self._loop.call_soon_threadsafe(self._on_batch, door.Batch(failed, None, self._pool, 0))
