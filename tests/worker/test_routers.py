@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitserve.worker.routers import Routers
-from splitserve.worker.rules import Limits, Rules
+from splitserve.worker.rules import Limits
 
 
 def alive_until(routers: Routers, start: float, end: float, *names: str, own: bool = True) -> list[str]:
@@ -21,7 +21,7 @@ def alive_until(routers: Routers, start: float, end: float, *names: str, own: bo
 
 
 def test_a_silent_router_is_named_once_a_silence() -> None:
-    routers = Routers(Limits(), Rules())
+    routers = Routers(Limits())
     routers.heard("r1", 0.0)
     assert alive_until(routers, 0.0, 20.0) == ["r1"]
     routers.beat("r1", 20.0)
@@ -29,14 +29,14 @@ def test_a_silent_router_is_named_once_a_silence() -> None:
 
 
 def test_a_router_that_never_asked_for_anything_is_nobodys_business() -> None:
-    routers = Routers(Limits(), Rules())
+    routers = Routers(Limits())
     routers.beat("r1", 0.0)
     assert alive_until(routers, 0.0, 20.0) == []
     assert routers.next_at() is None
 
 
 def test_nobody_is_named_while_our_own_beat_is_missing_nor_two_seconds_after() -> None:
-    routers = Routers(Limits(), Rules())
+    routers = Routers(Limits())
     routers.heard("r1", 0.0)
     assert alive_until(routers, 0.0, 3.0, "r1") == []
     assert alive_until(routers, 3.5, 30.0, own=False) == []
@@ -44,14 +44,15 @@ def test_nobody_is_named_while_our_own_beat_is_missing_nor_two_seconds_after() -
     assert alive_until(routers, 32.5, 33.0) == ["r1"]
 
 
-def test_without_the_rule_a_waking_worker_names_everybody() -> None:
-    routers = Routers(Limits(), Rules(own_beat=False))
+def test_a_waking_worker_names_nobody() -> None:
+    routers = Routers(Limits())
     routers.heard("r1", 0.0)
-    assert routers.silent(60.0) == ["r1"]
+    assert alive_until(routers, 0.0, 3.0, "r1") == []
+    assert routers.silent(60.0) == []
 
 
 def test_digests_are_due_each_second_for_routers_that_live() -> None:
-    routers = Routers(Limits(), Rules())
+    routers = Routers(Limits())
     routers.heard("r1", 0.0)
     routers.heard("r2", 0.0)
     assert (routers.digests_due(0.9), routers.digests_due(1.0), routers.digests_due(1.5)) == ([], ["r1", "r2"], [])
@@ -60,7 +61,7 @@ def test_digests_are_due_each_second_for_routers_that_live() -> None:
 
 
 def test_a_router_that_stays_silent_is_forgotten() -> None:
-    routers = Routers(Limits(), Rules())
+    routers = Routers(Limits())
     routers.heard("r1", 0.0)
     alive_until(routers, 0.0, 10.0)
     for second in range(10, 700):

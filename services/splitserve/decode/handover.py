@@ -73,15 +73,14 @@ class Handover:
         job.state = DecodeState.FETCHING
         job.handle_s = now - job.ready_at
         self.renew_at = min(self.renew_at, now + self._desk.limits.renew_s)
-        early = [] if self._desk.rules.release_after_fetch else [self._release(ready.handle)]
-        return [Fetch(job.key, ready.handle, pairs_of(ready.handle, reserved)), *early]
+        return [Fetch(job.key, ready.handle, pairs_of(ready.handle, reserved))]
 
     def _mismatch(self, job: Job, ready: KvReady, reserved: door.Reserved) -> str | None:
         mine = self._desk.identity
         if ready.handle.fingerprint != mine.fingerprint:
             return self._desk.mismatch(ready.handle.fingerprint)
         wrong = difference(job, ready, reserved, mine.block_tokens)
-        if wrong is not None or not self._desk.rules.verify_chain:
+        if wrong is not None:
             return wrong
         chain = chain_hash(prompt_ids(job), mine.block_tokens, mine.fingerprint, job.asked.cache_salt)
         return (
@@ -113,12 +112,11 @@ class Handover:
             transfer_s=event.seconds,
         )
         unwanted = [ToEngine(door.Abort(job.key, n)) for n, sequence in enumerate(job.sequences) if not sequence.live]
-        release = [self._release(job.ready.handle)] if self._desk.rules.release_after_fetch else []
         return [
             ToEngine(door.Loaded(job.key, job.ready.index, first_ids)),
             *unwanted,
             Publish(self._desk.subjects.router_events(job.asked.router), loaded),
-            *release,
+            self._release(job.ready.handle),
             *self._endings.settle(job, now),
         ]
 

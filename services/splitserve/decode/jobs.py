@@ -18,7 +18,7 @@ from splitserve.decode.job import Job, fresh_sequences, promised_blocks
 from splitserve.decode.matching import prompt_ids
 from splitserve.decode.table import JobTable
 from splitserve.engine import door
-from splitserve.protocol.effects import Answer, BusDown, Publish, Received, Tick, Unanswered
+from splitserve.protocol.effects import Answer, BusDown, Publish, Received, Unanswered
 from splitserve.protocol.messages import (
     Accepted,
     Amend,
@@ -95,10 +95,8 @@ class DecodeJobs:
 
     def handle(self, event: object, now: float) -> list[Command]:
         """Total: an event that is not ours, or late, gives nothing."""
-        kind = type(event)
-        clock = self._rules.clock_first or kind is Tick
-        commands = self._on_time(now) if clock else []
-        handler = self._on_event.get(kind)
+        commands = self._on_time(now)  # first: a waking worker must not act on what is over
+        handler = self._on_event.get(type(event))
         return commands + handler(event, now) if handler is not None else commands
 
     def wake_at(self) -> float | None:
@@ -214,7 +212,7 @@ class DecodeJobs:
     def _answered_before(self, job: Job | None, rid: str, da: int) -> Accepted | Refused | None:
         if job is not None and da == job.asked.da and self._rules.same_number_same_answer:
             return job.answer
-        if job is not None and da < job.asked.da and self._rules.refuse_lower:
+        if job is not None and da < job.asked.da:
             return self._desk.lower(da, job.asked.da)
         return self._desk.ended(rid, da)
 

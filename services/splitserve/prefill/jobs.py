@@ -119,8 +119,7 @@ class PrefillJobs:
 
     def handle(self, event: object, now: float) -> list[Command]:
         """Total: an event that is not ours, or late, gives nothing."""
-        is_time = not isinstance(event, Received | EngineBatch)
-        commands = self._on_time(now) if self._rules.clock_first or is_time else []
+        commands = self._on_time(now)  # first: a waking worker must not act on what is over
         match event:
             case Received(message, reply_to):
                 self._desk.observe(message, now)
@@ -220,7 +219,7 @@ class PrefillJobs:
         job = self._jobs.get(asked.rid)
         if job is not None and asked.pa == job.asked.pa and self._rules.same_number_same_answer:
             return job.answer, []
-        if job is not None and asked.pa < job.asked.pa and self._rules.refuse_lower:
+        if job is not None and asked.pa < job.asked.pa:
             return self._desk.lower(asked.pa, job.asked.pa), []
         ended = self._desk.ended(asked.rid, asked.pa)
         if ended is not None:
@@ -346,8 +345,7 @@ class PrefillJobs:
             finishes=tuple(int(finish) for finish in event.finishes),
         )
         self.leases.grant(handle.id, job.key, handle.token, handle.groups, handle.ttl_s, now)
-        freed: list[Command] = [] if self._rules.hold_under_lease else [ToEngine(door.Release(job.key))]
-        return [*self._announce(job), *freed]
+        return self._announce(job)
 
     def _on_lost(self, _event: object, job: _Job, now: float) -> list[Command]:
         """The engine gave it up. There is no message for that: a digest without it says so, and need not be late."""

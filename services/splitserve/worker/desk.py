@@ -56,7 +56,7 @@ class Desk:
     _factors: dict[str, Factors] = field(default_factory=dict[str, Factors])
 
     def __post_init__(self) -> None:
-        self.routers = Routers(self.limits, self.rules)
+        self.routers = Routers(self.limits)
         self.tombstones = Tombstones(self.limits.tombstone_s, self.limits.tombstones if self.rules.tombstones else 0)
 
     def observe(self, message: Message, now: float) -> None:

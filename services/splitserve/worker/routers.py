@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from math import inf
 
-from splitserve.worker.rules import Limits, Rules
+from splitserve.worker.rules import Limits
 
 
 class Routers:
     """`heard` makes a router known, `beat` keeps a known one alive, `silent` names each that fell silent once."""
 
-    def __init__(self, limits: Limits, rules: Rules) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._rules = rules
         self._heard: dict[str, float] = {}
         self._silent: set[str] = set()
         self._own = -inf
@@ -48,10 +47,9 @@ class Routers:
 
     def silent(self, now: float) -> list[str]:
         """Routers not heard for too long, each named once a silence; none while our own bus may be the cause."""
-        if self._rules.own_beat:
-            self._blind = self._blind or now - self._own > self._limits.own_beat_s
-            if self._blind or now < self._trusted_from:
-                return []
+        self._blind = self._blind or now - self._own > self._limits.own_beat_s
+        if self._blind or now < self._trusted_from:
+            return []
         found = [
             router
             for router, at in self._heard.items()
@@ -73,10 +71,8 @@ class Routers:
     def next_at(self) -> float | None:
         """When `silent` or `digests_due` next has something to say, if nothing is heard until then."""
         silence = inf
-        if not (self._rules.own_beat and self._blind):
+        if not self._blind:
             alive = (at for router, at in self._heard.items() if router not in self._silent)
-            silence = min(alive, default=inf) + self._limits.router_silence_s
-            if self._rules.own_beat:
-                silence = max(silence, self._trusted_from)
+            silence = max(min(alive, default=inf) + self._limits.router_silence_s, self._trusted_from)
         at = min(silence, self._digest_at)
         return None if at == inf else at

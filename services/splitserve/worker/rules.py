@@ -32,35 +32,25 @@ class Limits:
 class Rules:
     """Safety rules, all on. Only the simulator switches one off, to prove that it then finds a broken run.
 
+    What other rules heal anyway, at the price of time, has no switch: leases, the clock before the mail, the own beat.
+
     | rule | what it keeps |
     |---|---|
     | tombstones | an attempt that ended never runs again, however late its double comes |
     | same_number_same_answer | a job asked for twice under one number runs once |
-    | refuse_lower | an attempt below the one at work is refused |
     | stale_incarnation | what was meant for an earlier life of this worker is refused |
-    | clock_first | what is over by our own clock ends before anything else is looked at (on waking, too) |
-    | own_beat | no router is judged silent while we do not hear ourselves |
-    | hold_under_lease | finished blocks are held until release or lease end |
     | guard_pa_awaited | only KV of the attempt that was awaited is taken |
-    | verify_chain | a handle must prove that it was made of the same tokens |
     | validate_before_index | fetched blocks are used only when the reader found them whole |
     | free_after_copy | blocks that are being written by a fetch are freed when it has ended |
-    | release_after_fetch | a handle is released only when its bytes are here |
     | keep_until_finack | a finished sequence can be asked for again until the router has it |
     | promise | a job is taken only if its blocks fit beside all promised ones |
     """
 
     tombstones: bool = True
     same_number_same_answer: bool = True
-    refuse_lower: bool = True
     stale_incarnation: bool = True
-    clock_first: bool = True
-    own_beat: bool = True
-    hold_under_lease: bool = True
     guard_pa_awaited: bool = True
-    verify_chain: bool = True
     validate_before_index: bool = True
     free_after_copy: bool = True
-    release_after_fetch: bool = True
     keep_until_finack: bool = True
     promise: bool = True

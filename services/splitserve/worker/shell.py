@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
-from splitserve.errors import BusUnavailable, ProtocolError
+from splitserve.errors import BusUnavailable, MessageTooLarge, ProtocolError
 from splitserve.faultpoints import Faults
 from splitserve.protocol.effects import Answer, Answered, Ask, NoAnswer, Publish, Received, Tick, Unanswered
-from splitserve.protocol.messages import Beat, KvReady, Message, TokenFrame
+from splitserve.protocol.messages import Beat, KvReady, Message, Refused, TokenFrame
+from splitserve.protocol.states import RefuseReason
 from splitserve.worker.effects import Drain
 
 log = logging.getLogger("splitserve.worker")
@@ -124,6 +125,8 @@ class Shell:
     async def _ask(self, ask: Ask) -> None:
         try:
             answer = await self._bus.request(ask.subject, ask.message, ask.timeout_s)
+        except MessageTooLarge as error:  # no try will make it smaller: as if the worker had said so
+            self.put(Answered(ask.tag, Refused(RefuseReason.TOO_LONG, error.message)))
         except NoResponders:
             self.put(Unanswered(ask.tag, NoAnswer.NO_RESPONDERS))
         except (RequestTimeout, ProtocolError):
