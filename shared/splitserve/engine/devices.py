@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
 
 from splitserve.errors import ConfigError
+from splitserve.kv.host import available_memory
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -36,18 +36,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on `device`: on a CPU what the kernel or the container allows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [value for value in (_available(), _container_room()) if value is not None]
-    return min(limits, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def _available() -> int | None:
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return None
-    for line in info.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    room = _container_room()
+    return available_memory() if room is None else min(room, available_memory())
 
 
 def _container_room() -> int | None:
@@ -58,5 +48,7 @@ def _container_room() -> int | None:
         return None
     cached = 0
     if statistics.exists():
-        cached = sum(int(line.split()[1]) for line in statistics.read_text().splitlines() if line.startswith("inactive_file "))
+        cached = sum(
+            int(line.split()[1]) for line in statistics.read_text().splitlines() if line.startswith("inactive_file ")
+        )
     return int(limit.read_text()) - int(current.read_text()) + cached

@@ -51,6 +51,11 @@ class PagedModel:
             )
         return output.logits[0]
 
+    def wait(self) -> None:
+        """Until all KV of the forwards so far is written."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self._device.type != "cuda":

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 _log = logging.getLogger("splitserve.engine")
@@ -53,7 +53,7 @@ def packing_refusal(dtype: torch.dtype) -> str | None:
         got = PackedLinear(weight, None)(x)
     except RuntimeError as error:
         return f"oneDNN refused: {str(error).splitlines()[0]}"
-    expected = F.linear(x.float(), weight.float())
+    expected = functional.linear(x.float(), weight.float())
     if not torch.allclose(got.float(), expected, rtol=0.02, atol=0.1):
         return "oneDNN gave a wrong product"
     return None

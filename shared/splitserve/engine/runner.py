@@ -7,15 +7,13 @@ import torch
 from splitserve.engine.batch import StepBatch, StepOutput
 from splitserve.engine.forward import PagedModel
 from splitserve.engine.sampler import Sampler
-from splitserve.kv.storage import KvStorage
 
 
 class TorchRunner:
     """`engine.batch.Runner` over torch. One thread calls it at a time."""
 
-    def __init__(self, paged: PagedModel, storage: KvStorage, sampler: Sampler) -> None:
+    def __init__(self, paged: PagedModel, sampler: Sampler) -> None:
         self._paged = paged
-        self._storage = storage
         self._sampler = sampler
 
     @torch.inference_mode()
@@ -34,6 +32,6 @@ class TorchRunner:
             logits = logits[source]
         samples = [sample for row in batch.rows for sample in row.samples]
         ids, logprobs = self._sampler(logits, samples)
-        if self._storage.bytes.device.type == "cuda" and not samples:
-            torch.cuda.synchronize(self._storage.bytes.device)  # reading ids waits for the step; without any, wait here
+        if not samples:
+            self._paged.wait()  # reading ids waits for the device; without any, wait here
         return StepOutput(ids, logprobs)

@@ -28,14 +28,19 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 @torch.inference_mode()
 def check_against_reference(
-    name: str, model: PreTrainedModel, layers: Layers, backend: AttentionBackend[Any], layout: KVLayout
+    name: str,
+    model: PreTrainedModel,
+    layers: Layers,
+    backend: AttentionBackend[Any],
+    layout: KVLayout,
+    max_model_len: int,
 ) -> float:
     """The worst difference found, as a share of the logits' spread. Raises UnsupportedModel where it is too large.
 
     Two sequences run together: one longer than the smallest window, fed in two chunks, one short, fed in one; then both
     decode. The median over positions decides in 16 bits (an expert chosen otherwise by rounding is not an error).
     """
-    sequences = _sequences(model.config.vocab_size, layers)
+    sequences = _sequences(model.config.vocab_size, layers, max_model_len)
     paged = _paged_logits(model, layers, backend, layout, sequences)
     with _reference_attention(model, layers):
         expected = torch.cat([_reference_logits(model, ids) for ids in sequences])
@@ -52,11 +57,11 @@ def check_against_reference(
     return float(errors.max())
 
 
-def _sequences(vocabulary: int, layers: Layers) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def _sequences(vocabulary: int, layers: Layers, max_model_len: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     windows = [layer.window for layer in layers.values() if layer.window and layer.window <= _LONGEST_WINDOW]
     long = max(40, min(windows, default=0) + 20)
     generator = np.random.default_rng(0)
-    return [generator.integers(0, vocabulary, size) for size in (long, 17)]
+    return [generator.integers(0, vocabulary, max(min(size, max_model_len), 2 * _TAIL)) for size in (long, 17)]
 
 
 def _paged_logits(
@@ -76,10 +81,13 @@ def _paged_logits(
         return StepRow(sequences[sequence][start:stop].tolist(), start, tables[sequence])
 
     long, short = (len(ids) - _TAIL for ids in sequences)
-    middle = long - 11
+    middle = max(long - 11, 1)
     paged.logits([row(0, 0, middle)], 0, [])
     paged.logits([row(1, 0, short), row(0, middle, long)], 0, [])
-    steps = [paged.logits([row(0, long + i, long + i + 1), row(1, short + i, short + i + 1)], 2, [0, 1]) for i in range(_TAIL)]
+    steps = [
+        paged.logits([row(0, long + i, long + i + 1), row(1, short + i, short + i + 1)], 2, [0, 1])
+        for i in range(_TAIL)
+    ]
     return torch.stack(steps).transpose(0, 1).flatten(0, 1)
 
 

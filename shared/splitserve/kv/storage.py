@@ -48,15 +48,6 @@ class KvStorage:
         """KeyError if the layer holds no KV."""
         return self._views[layer]
 
-    def block(self, index: int) -> torch.Tensor:
-        """All bytes of one block, as `uint8 [block_bytes]`."""
-        size = self.layout.block_bytes
-        return self.bytes[index * size : (index + 1) * size]
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy one block over another (copy-on-write of a partial block that sequences share)."""
-        self.block(target).copy_(self.block(source))
-
     def _make_view(self, layer: LayerKV) -> LayerView:
         tokens, heads = self.layout.block_tokens, layer.kv_heads
         typed = self.bytes.view(DTYPES[layer.dtype])

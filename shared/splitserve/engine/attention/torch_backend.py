@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from splitserve.engine.attention.base import AttentionBackend, ForwardContext, LayerAttention
 from splitserve.kv.storage import LayerView
@@ -115,7 +115,9 @@ class TorchBackend(AttentionBackend[TorchPlan]):
         windowed = plan.windows[layer.window]
         out = query.new_empty(query.shape[0], layer.heads, layer.v_dim)
         for decodes in windowed.decodes:
-            out[decodes.index] = _decode(layer, query[decodes.index], *decodes.gather.load(view, layer.kv_heads), decodes)
+            out[decodes.index] = _decode(
+                layer, query[decodes.index], *decodes.gather.load(view, layer.kv_heads), decodes
+            )
         for chunk in windowed.chunks:
             rows = slice(chunk.start, chunk.stop)
             if chunk.gather is None:
@@ -145,7 +147,9 @@ class TorchBackend(AttentionBackend[TorchPlan]):
             seen = position < length[rows, None]
             if window is not None:
                 seen &= position >= length[rows, None] - window
-            index = slice(0, count) if len(rows) == count and np.array_equal(rows, np.arange(count)) else self._tensor(rows)
+            index = (
+                slice(0, count) if len(rows) == count and np.array_equal(rows, np.arange(count)) else self._tensor(rows)
+            )
             yield _Decodes(index, _Gather(self._tensor(tables)), self._tensor(seen)[None, :, None])
 
     def _chunks(self, context: ForwardContext, window: int | None) -> Iterator[_Chunk]:
@@ -207,7 +211,7 @@ def _chunk(
     heads_first = query.transpose(0, 1).unsqueeze(0)
     k, v = k.transpose(0, 1), v.transpose(0, 1)
     if layer.softcap is None and layer.sinks is None:
-        out = F.scaled_dot_product_attention(
+        out = functional.scaled_dot_product_attention(
             heads_first, k, v, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=layer.group > 1
         )
         return out[0].transpose(0, 1)
@@ -230,7 +234,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attention with leading dims broadcast. With a softcap or sinks by hand, as SDPA knows neither."""
     if layer.softcap is None and sinks is None:
-        return F.scaled_dot_product_attention(query, k, v, mask, scale=layer.scale)
+        return functional.scaled_dot_product_attention(query, k, v, mask, scale=layer.scale)
     scores = torch.matmul(query, k.transpose(-1, -2)).float() * layer.scale
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)

@@ -1,0 +1,58 @@
+"""An engine over a loaded model: the one place where torch's half and the pure half meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from splitserve.config import EngineSettings
+from splitserve.engine.engine import Engine
+from splitserve.engine.forward import PagedModel
+from splitserve.engine.loader import LoadedModel, served_context
+from splitserve.engine.runner import TorchRunner
+from splitserve.engine.sampler import Sampler
+from splitserve.engine.sequence import EngineConfig
+from splitserve.kv.pool import BlockPool, Generations
+from splitserve.kv.prefix import PrefixIndex
+from splitserve.kv.storage import KvStorage
+
+Role = Literal["prefill", "decode"]
+
+# Prefill budget of a step in tokens, where nothing else is said
+_CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 64, ("decode", "cuda"): 256}
+
+
+def chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
+    """Prompt tokens that a worker of `role` computes in a step on `device` ("cpu", "cuda")."""
+    given = settings.max_num_batched_tokens if role == "prefill" else settings.decode_chunk_tokens
+    return given or _CHUNK_TOKENS[role, device]
+
+
+def build_runner(loaded: LoadedModel, blocks: int, buffer: memoryview | None = None) -> TorchRunner:
+    """`buffer`: a shared segment's pool (writable, blocks * block_bytes); None: memory of its own."""
+    storage = KvStorage(loaded.layout, blocks, buffer, loaded.device)
+    paged = PagedModel(loaded.model, loaded.layers, loaded.backend, storage, loaded.device)
+    return TorchRunner(paged, Sampler(loaded.eos_ids, loaded.vocab_size))
+
+
+def build_engine(
+    loaded: LoadedModel,
+    buffer: memoryview | None,
+    generations: Generations | None,
+    blocks: int,
+    settings: EngineSettings,
+    role: Role,
+    clock: Callable[[], float],
+) -> Engine:
+    """`buffer` and `generations` are a segment's (`kv/segment`), or None for memory of this process alone."""
+    config = EngineConfig(
+        block_tokens=loaded.layout.block_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        chunk_tokens=chunk_tokens(settings, role, loaded.device.type),
+        max_model_len=served_context(loaded, blocks),
+        eos_ids=frozenset(loaded.eos_ids),
+        fingerprint=loaded.fingerprint,
+        prefix_caching=settings.enable_prefix_caching,
+    )
+    pool = BlockPool(blocks, generations)
+    return Engine(config, pool, PrefixIndex(pool), build_runner(loaded, blocks, buffer), clock)

@@ -1,0 +1,136 @@
+"""The whole engine on real models against `transformers.generate`: the same tokens, however the work is cut."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from splitserve.engine.loader import LoadedModel
+from splitserve.protocol.params import SamplingParams
+from support.prompts import texts
+from support.torch_engines import Answer, answers, engine_over, load
+
+NEW_TOKENS = 16
+GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=5, ignore_eos=True)
+CLOSE_CALL = 1e-4  # where the two best logits are nearer than this, float32 rounding may choose (protocol D9)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What `generate` says: ids, log-probability of each, and how far its second-best logit was below the best."""
+
+    prompt: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    gaps: list[float]
+
+
+@dataclass(frozen=True)
+class Case:
+    loaded: LoadedModel
+    references: tuple[Reference, ...]
+
+    def short(self) -> tuple[Reference, ...]:
+        return tuple(reference for reference in self.references if len(reference.prompt) <= 24)
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_folder: Path) -> Case:
+    return _case(smollm2_folder)
+
+
+@pytest.fixture(scope="module")
+def gemma3(gemma3_folder: Path) -> Case:
+    return _case(gemma3_folder)
+
+
+@cache
+def _case(folder: Path) -> Case:
+    loaded = load(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompts = [tokenizer.encode(text).ids[-2000:] for text in texts()]
+    return Case(loaded, tuple(_reference(model, prompt) for prompt in prompts))
+
+
+def _reference(model: torch.nn.Module, prompt: list[int]) -> Reference:
+    out = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = out.sequences[0, len(prompt) :]
+    logits = torch.stack(out.logits, 1)[0]
+    best = logits.topk(2).values
+    logprobs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    return Reference(prompt, ids.tolist(), logprobs.tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+
+def _compare(references: tuple[Reference, ...], got: list[Answer]) -> None:
+    """Equal ids and log-probabilities within 1e-3; a token may differ only at a close call, and then what follows too."""
+    for reference, answer in zip(references, got, strict=True):
+        same = next((i for i, (a, b) in enumerate(zip(reference.ids, answer.ids)) if a != b), NEW_TOKENS)
+        assert len(answer.ids) == NEW_TOKENS
+        if same < NEW_TOKENS:
+            gap = reference.gaps[same]
+            assert gap < CLOSE_CALL, f"prompt of {len(reference.prompt)} tokens differs at token {same}, gap {gap:.2g}"
+            print(json.dumps({"close call": same, "prompt": len(reference.prompt), "gap": gap}))
+        for mine, theirs in zip(answer.logprobs[:same], reference.logprobs):
+            assert mine.logprob == pytest.approx(theirs, abs=1e-3)
+            assert mine.rank == 1
+            assert mine.top[0][1] == mine.logprob
+            assert len(mine.top) == 5
+
+
+def _all_at_once(case: Case, chunk: int, *, prefix_caching: bool = False) -> list[Answer]:
+    engine = engine_over(case.loaded, chunk=chunk, prefix_caching=prefix_caching)
+    return answers(engine, [reference.prompt for reference in case.references], GREEDY)
+
+
+@pytest.mark.model
+class TestSmolLM2:
+    def test_there_are_forty_prompts_of_1_to_2000_tokens(self, smollm2: Case) -> None:
+        lengths = sorted(len(reference.prompt) for reference in smollm2.references)
+        assert len(lengths) >= 40
+        assert (lengths[0], lengths[-1]) == (1, 2000)
+
+    def test_all_prompts_at_once_in_chunks_of_64_answer_as_generate(self, smollm2: Case) -> None:
+        _compare(smollm2.references, _all_at_once(smollm2, 64))
+
+    def test_each_prompt_alone_and_whole_answers_as_generate(self, smollm2: Case) -> None:
+        engine = engine_over(smollm2.loaded, chunk=2048, prefix_caching=False)
+        got = [answers(engine, [reference.prompt], GREEDY)[0] for reference in smollm2.references]
+        _compare(smollm2.references, got)
+
+    def test_prompts_read_a_token_at_a_time_answer_as_generate(self, smollm2: Case) -> None:
+        engine = engine_over(smollm2.loaded, chunk=1, prefix_caching=False)
+        short = smollm2.short()[:8]
+        _compare(short, answers(engine, [reference.prompt for reference in short], GREEDY))
+
+    def test_prompts_found_in_the_prefix_cache_answer_as_generate(self, smollm2: Case) -> None:
+        engine = engine_over(smollm2.loaded, chunk=512)
+        prompts = [reference.prompt for reference in smollm2.references]
+        answers(engine, prompts, SamplingParams(max_tokens=1, temperature=0.0))
+        got = answers(engine, prompts, GREEDY)
+        _compare(smollm2.references, got)
+        assert [answer.cached_tokens for answer in got] == [(len(prompt) - 1) // 16 * 16 for prompt in prompts]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+class TestGemma3:
+    def test_all_prompts_at_once_in_chunks_of_64_answer_as_generate(self, gemma3: Case) -> None:
+        _compare(gemma3.references, _all_at_once(gemma3, 64))
+
+    def test_all_prompts_at_once_and_whole_with_prefix_hits_answer_as_generate(self, gemma3: Case) -> None:
+        _compare(gemma3.references, _all_at_once(gemma3, 2048, prefix_caching=True))
