@@ -81,9 +81,9 @@ def _runs(args: argparse.Namespace) -> Iterator[tuple[Schedule, Result]]:
 def _replay_line(schedule: Schedule, args: argparse.Namespace) -> str:
     """The command that plays this very run again."""
     seed, words = schedule.seed, list[str]()
-    if schedule.single is not None:
+    if seed >= FIRST_BASE:
         seed -= FIRST_BASE
-        words = ["--base", "--single", f"{schedule.single.number}:{schedule.single.fault}"]
+        words = ["--base", *(f"--single {single.number}:{single.fault}" for single in schedule.singles)]
     elif args.profile:
         words = ["--profile", args.profile]
     if args.off:
@@ -95,7 +95,7 @@ def _replay(args: argparse.Namespace) -> int:
     schedule = base_schedule(args.replay) if args.base else schedule_of(args.replay, args.profile)
     if args.single:
         number, _, fault = args.single.partition(":")
-        schedule = replace(schedule, single=SingleFault(int(number), MessageFault(fault)))
+        schedule = replace(schedule, singles=(SingleFault(int(number), MessageFault(fault)),))
     return _show(replace(schedule, switched_off=_off(args)))
 
 

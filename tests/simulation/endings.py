@@ -16,17 +16,23 @@ from splitserve.errors import (
     ContextTooLong,
     DeadlineExceeded,
     EngineFailed,
+    LossBudgetSpent,
     NoWorkers,
+    Overloaded,
     RequestFailed,
     SplitserveError,
 )
+from splitserve.router.records import Record
 
 if TYPE_CHECKING:
     from simulation.world import World
 
 LATE_S = 1.0  # a deadline may be seen so late
 ROOMY_BLOCKS = 30  # a smaller decode pool may be too small for a request
+MOST_DEATHS = {"decode": 10, "prefil": 4}  # 8 losses and one more of each; a death before acceptance is no loss
 DELAYS = 3  # of one answer's messages, behind each other
+STEPS = 60  # that one answer may need, prompt and queue included
+POISON_S = 10.0  # in which a poison kills one worker after the other, under others too
 RECOVERY_S = 4.0  # to notice an event and go on elsewhere
 
 
@@ -51,6 +57,21 @@ def every_error_has_a_cause(client: Client, schedule: Schedule) -> None:
     require(cause(schedule, client), "every_error_has_a_cause", text)
 
 
+def a_poison_is_found_out(client: Client, deaths: int) -> None:
+    """A request that kills who takes it kills only so many."""
+    text = f"{client.rid} killed {deaths} workers"
+    require(deaths <= MOST_DEATHS.get(client.plan.poison[:6], 0), "a_poison_is_found_out", text)
+
+
+def nobody_queues_for_ever(client: Client, record: Record | None, queue_timeout_s: float) -> None:
+    """Without any worker that took it, a request ends with its time in the queue."""
+    if client.gone or client.done is None or record is None or record.decode:
+        return
+    waited = client.done_at - client.began_at
+    text = f"{client.rid} waited {waited:.1f} s for a first worker, {queue_timeout_s:.1f} s may be"
+    require(waited <= queue_timeout_s + LATE_S, "nobody_queues_for_ever", text)
+
+
 def _has(schedule: Schedule, *fates: Fate, target: str = "") -> bool:
     return any(e.fate in fates and e.target.startswith(target) for e in schedule.events)
 
@@ -71,19 +92,36 @@ def _bus(schedule: Schedule, _client: Client) -> bool:
     return _has(schedule, Fate.BUS_RESTART) or _has(schedule, Fate.CUT, Fate.PARTITION, Fate.FREEZE, target="router")
 
 
-def _decode_away(schedule: Schedule, client: Client) -> bool:
-    nobody_reads = schedule.cluster.prefill == 0 and schedule.cluster.split == "always"
-    return nobody_reads or _bus(schedule, client) or _has(schedule, *Fate, target="decode")
+def _decode_away(schedule: Schedule, _client: Client) -> bool:
+    return _has(schedule, *Fate, target="decode") or _poisoned(schedule, "decode")
+
+
+def _poisoned(schedule: Schedule, victims: str) -> bool:
+    return any(client.poison.startswith(victims) for client in schedule.clients if client.poison)
+
+
+def _killed_too_many(_schedule: Schedule, client: Client) -> bool:
+    return client.plan.poison == "decode"
 
 
 def _slept(schedule: Schedule, _client: Client) -> bool:
     return any(e.fate is Fate.FREEZE and e.target == "router" and e.seconds > 5.0 for e in schedule.events)
 
 
-def _trouble(schedule: Schedule, client: Client) -> bool:
-    """Events, and messages that came late, took about as long as the request had."""
-    late_s = DELAYS * schedule.network.late[1] if schedule.network.delay else 0.0
-    return late_s + sum(event.seconds + RECOVERY_S for event in schedule.events) >= client.plan.timeout_s
+def _trouble_s(schedule: Schedule) -> float:
+    """What events, messages that came late, and slow steps may have cost one answer, in seconds."""
+    late_s = DELAYS * schedule.network.late[1] if schedule.network.delay else sum(s.late for s in schedule.singles)
+    events_s = sum(event.seconds + RECOVERY_S for event in schedule.events)
+    poison_s = POISON_S if _poisoned(schedule, "") else 0.0
+    return late_s + events_s + poison_s + STEPS * schedule.cluster.step_s[1]
+
+
+def _out_of_time(schedule: Schedule, client: Client) -> bool:
+    return _trouble_s(schedule) >= client.plan.timeout_s
+
+
+def _long_in_queue(schedule: Schedule, _client: Client) -> bool:
+    return _trouble_s(schedule) >= schedule.cluster.queue_timeout_s
 
 
 CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
@@ -92,7 +130,9 @@ CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
     BusUnavailable: _bus,
     NoWorkers: _decode_away,
     RequestFailed: _slept,
-    DeadlineExceeded: _trouble,
+    DeadlineExceeded: _out_of_time,
+    LossBudgetSpent: _killed_too_many,
+    Overloaded: _long_in_queue,
 }
 
 

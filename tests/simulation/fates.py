@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STUCK_S = 30.0  # the supervisor's patience with one step
 DRAIN_S = 5.0
+POISON_RESTART_S = 0.2
 
 
 def befall(world: World, event: Event) -> None:
@@ -48,6 +49,12 @@ def _kill(world: World, event: Event, process: Process) -> None:
         for client in process.clients.values():
             client.gone = client.gone or client.done is None
     world.clock.after(event.seconds, world.start, event.target)
+
+
+def poisoned(world: World, process: Worker) -> None:
+    """A request killed the worker that took it; the supervisor is quick."""
+    if process.alive:
+        _kill(world, Event(world.clock.now, Fate.KILL, process.name, POISON_RESTART_S), process)
 
 
 def _freeze(world: World, event: Event, process: Process) -> None:
@@ -129,6 +136,10 @@ def _leave_when_idle(world: World, event: Event, process: Worker, latest: float)
         world.clock.after(0.5, _leave_when_idle, world, event, process, latest)
 
 
+def _nothing(_world: World, _event: Event, _process: Process) -> None:
+    """A run may also be spared."""
+
+
 FATES: dict[Fate, Callable[[World, Event, Process], None]] = {
     Fate.KILL: _kill,
     Fate.FREEZE: _freeze,
@@ -137,4 +148,5 @@ FATES: dict[Fate, Callable[[World, Event, Process], None]] = {
     Fate.WEDGE: _wedge,
     Fate.RAISE: _raise,
     Fate.LEAVE: _leave,
+    Fate.NOTHING: _nothing,
 }

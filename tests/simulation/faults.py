@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -28,7 +29,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class SingleFault:
-    """The only fault of a run: at the `number`-th message (beats are not counted)."""
+    """A fault at the `number`-th message (beats are not counted)."""
 
     number: int
     fault: MessageFault
@@ -38,10 +39,10 @@ class SingleFault:
 class MessageFaults:
     """Decides each message's fate, in sending order, from the seed alone."""
 
-    def __init__(self, rng: Random, network: Network, single: SingleFault | None = None) -> None:
+    def __init__(self, rng: Random, network: Network, singles: Iterable[SingleFault] = ()) -> None:
         self._random = rng.random
         self._network = network
-        self._single = single
+        self._singles = {single.number: single for single in singles}
         self._faulty = network.drop + network.double + network.delay
         self.counted = 0  # messages so far, beats apart
 
@@ -51,8 +52,9 @@ class MessageFaults:
         latency = low + (high - low) * self._random()
         if type(message) is not Beat:
             self.counted += 1
-            if self._single is not None and self._single.number == self.counted:
-                return self._hurt(latency, self._single.fault, self._single.late)
+            single = self._singles.get(self.counted)
+            if single is not None:
+                return self._hurt(latency, single.fault, single.late)
         if not self._faulty:
             return (latency,), None
         dice = self._random()

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from simulation.schedules import Schedule, schedule_of
-from simulation.sweep import base_schedule, run_single, single_faults
+from simulation.sweep import FIRST_BASE, base_schedule, run_single, single_faults
 from simulation.world import Result, run
 
-SEED_PROFILES = ("race", "mixed", "lossy", "tiny", "outages", "freezes", "deaths")
+SEED_PROFILES = ("few", "crawl", "race", "mixed", "poison", "lossy", "tiny", "outages", "freezes", "deaths")
 
 
 def breaks(schedule: Schedule, rule: str) -> Result | None:
     """The run without the rule, if it breaks an invariant."""
     schedule = replace(schedule, switched_off=(rule,))
-    result = run(schedule) if schedule.single is None else run_single(schedule)
+    result = run_single(schedule) if schedule.seed >= FIRST_BASE else run(schedule)
     return result if result.violation is not None else None
 
 

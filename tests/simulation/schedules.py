@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
 
-from simulation.faults import Network, SingleFault
+from simulation.faults import MessageFault, Network, SingleFault
 from splitserve.protocol.params import SamplingParams
 
 PROMPT_IDS = 1000  # ids that prompts are made of
@@ -44,6 +44,7 @@ class ClientPlan:
     timeout_s: float = 20.0
     leaves_at: float | None = None
     stop: tuple[int, int] | None = None
+    poison: str = ""  # workers whose names begin so die when they take it
 
 
 class Fate(StrEnum):
@@ -55,6 +56,7 @@ class Fate(StrEnum):
     WEDGE = "wedge"  # the engine's step hangs for `seconds`
     RAISE = "raise"  # the engine's next step raises
     LEAVE = "leave"  # told to drain
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Schedule:
     network: Network
     clients: tuple[ClientPlan, ...]
     events: tuple[Event, ...] = ()
-    single: SingleFault | None = None
+    singles: tuple[SingleFault, ...] = ()  # beside those of `network`
     long: bool = False  # wait past the age of tombstones before the last look
     switched_off: tuple[str, ...] = field(default=())  # safety rules
 
@@ -147,6 +149,9 @@ LOSSY = Network(drop=0.04, double=0.04, delay=0.04)
 BAD = Network(latency=(0.0002, 0.2), drop=0.08, double=0.08, delay=0.08)
 RACY = Network(latency=(0.0002, 0.05), drop=0.05, double=0.05, delay=0.08, late=(0.05, 2.0))
 SLOW = Cluster(step_s=(0.01, 0.08), copy_s=(0.001, 0.05))
+CRAWL = Cluster(
+    chunk_tokens=4, decode_chunk_tokens=4, step_s=(0.05, 0.2), copy_s=(0.01, 0.2), lease_ttl_s=4.0, queue_timeout_s=5.0
+)
 TINY = Cluster(prefill_blocks=16, decode_blocks=18, max_num_seqs=4)
 RACE = Cluster(prefill_blocks=16, decode_blocks=24, lease_ttl_s=0.3, copy_s=(0.02, 0.15), step_s=(0.005, 0.05))
 MISFORTUNES = (Fate.KILL, Fate.KILL, Fate.FREEZE, Fate.FREEZE, Fate.PARTITION, Fate.CUT, Fate.BUS_RESTART, Fate.WEDGE,
@@ -162,6 +167,8 @@ class Profile:
     fates: tuple[Fate, ...] = ()
     misfortunes: int = 3  # at most
     clients: int = 4  # at most
+    singles: int = 0  # at most: faults at random messages of a good network
+    poison: tuple[str, ...] = ("",)
 
 
 PROFILES: dict[str, Profile] = {
@@ -170,6 +177,9 @@ PROFILES: dict[str, Profile] = {
     "deaths": Profile((Cluster(), SLOW), fates=(Fate.KILL, Fate.KILL, Fate.RAISE, Fate.LEAVE)),
     "freezes": Profile((Cluster(), SLOW), fates=(Fate.FREEZE, Fate.FREEZE, Fate.WEDGE)),
     "outages": Profile((Cluster(), SLOW), fates=(Fate.BUS_RESTART, Fate.PARTITION, Fate.CUT)),
+    "few": Profile((Cluster(), SLOW, CRAWL, TINY), fates=(*MISFORTUNES, Fate.NOTHING), misfortunes=1, singles=4),
+    "crawl": Profile((CRAWL,), (Network(), LOSSY), (Fate.FREEZE, Fate.KILL, Fate.PARTITION, Fate.WEDGE), misfortunes=2),
+    "poison": Profile((Cluster(), SLOW), clients=3, poison=("", "decode", "prefill", "prefill-0")),
     "tiny": Profile((TINY,), (replace(LOSSY, drop=0.02),), MISFORTUNES, misfortunes=1, clients=8),
     "race": Profile((RACE,), (RACY,), (Fate.FREEZE, Fate.KILL, Fate.PARTITION), misfortunes=2, clients=8),
     "mixed": Profile(
@@ -180,7 +190,14 @@ PROFILES: dict[str, Profile] = {
         clients=6,
     ),
 }
-WEIGHTS = ("calm", "lossy", "deaths", "freezes", "outages", "tiny", "race", "race", "mixed", "mixed")
+WEIGHTS = (
+    "calm", "lossy", "deaths", "freezes", "outages", "tiny", "tiny", "race", "race", "mixed", "mixed", "few", "few",
+    "crawl", "crawl", "poison",
+)  # fmt: skip
+
+
+def _single(rng: Random) -> SingleFault:
+    return SingleFault(int(250 * rng.random() ** 2) + 1, rng.choice(tuple(MessageFault)), 4.0 * rng.random() ** 2)
 
 
 def schedule_of(seed: int, profile: str | None = None) -> Schedule:
@@ -195,7 +212,8 @@ def schedule_of(seed: int, profile: str | None = None) -> Schedule:
         split=rng.choice(("always", "always", "auto", "never")) if cluster.prefill else "auto",
         transport=rng.choice(("shm", "shm", "tcp")),
     )
-    clients = _clients(rng, kind.clients)
+    clients = tuple(replace(plan, poison=rng.choice(kind.poison)) for plan in _clients(rng, kind.clients))
+    faults = [_single(rng) for _ in range(rng.randint(1, kind.singles))] if kind.singles else []
     return Schedule(
         seed=seed,
         profile=name,
@@ -203,5 +221,6 @@ def schedule_of(seed: int, profile: str | None = None) -> Schedule:
         network=rng.choice(kind.networks),
         clients=clients,
         events=_events(rng, cluster, clients, kind) if kind.fates else (),
+        singles=tuple(faults),
         long=rng.random() < 1 / 16,
     )

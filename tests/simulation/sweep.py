@@ -11,7 +11,7 @@ from simulation.schedules import Schedule, schedule_of
 from simulation.world import Result, run
 
 BASES = 12
-FIRST_BASE = 10_000  # seeds of the bases begin here
+FIRST_BASE = 1_000_000_000  # seeds of the bases begin here
 
 
 def base_schedule(number: int) -> Schedule:
@@ -27,7 +27,7 @@ def single_faults(number: int) -> Iterator[Schedule]:
     base = base_schedule(number)
     for at in range(1, run(base).messages + 1):
         for fault in MessageFault:
-            yield replace(base, single=SingleFault(at, fault))
+            yield replace(base, singles=(SingleFault(at, fault),))
 
 
 def run_single(schedule: Schedule) -> Result:
@@ -37,6 +37,6 @@ def run_single(schedule: Schedule) -> Result:
         return result
     for client in result.clients:
         if client.outcome != "finished":
-            text = f"{client.rid} is {client.outcome} after one {schedule.single}"
+            text = f"{client.rid} is {client.outcome} after {schedule.singles}"
             return replace(result, violation=Violation("one_fault_costs_no_answer", text))
     return result

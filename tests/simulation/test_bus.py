@@ -15,9 +15,9 @@ from splitserve.protocol.messages import Message, Ping, Pong
 class Wire:
     """Two connections on one bus; `heard` is what the second got."""
 
-    def __init__(self, network: Network | None = None, single: SingleFault | None = None) -> None:
+    def __init__(self, network: Network | None = None, *singles: SingleFault) -> None:
         self.clock = Clock()
-        faults = MessageFaults(Random(1), network or Network(), single)
+        faults = MessageFaults(Random(1), network or Network(), singles)
         self.bus = Bus(self.clock, faults, Journal(), "ss1.t.hb.>")
         self.one, self.two = Connection("one"), Connection("two")
         self.heard: list[int] = []
@@ -42,14 +42,14 @@ def test_one_sender_is_heard_in_order_even_behind_a_delay() -> None:
 
 
 def test_the_second_copy_of_a_double_comes_late_and_holds_up_nothing() -> None:
-    wire = Wire(single=SingleFault(1, MessageFault.DOUBLE))
+    wire = Wire(None, SingleFault(1, MessageFault.DOUBLE))
     wire.say(1, 2)
     wire.clock.run(60)
     assert wire.heard == [1, 2, 1]
 
 
 def test_a_dropped_message_is_the_only_one_that_is_missing() -> None:
-    wire = Wire(single=SingleFault(2, MessageFault.DROP))
+    wire = Wire(None, SingleFault(2, MessageFault.DROP))
     wire.say(1, 2, 3)
     wire.clock.run(60)
     assert wire.heard == [1, 3]

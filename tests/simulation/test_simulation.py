@@ -41,7 +41,7 @@ def test_a_fault_at_any_one_message_costs_no_answer(base: int) -> None:
     runs = 0
     for schedule in single_faults(base):
         result = run_single(schedule)
-        assert result.violation is None, f"base {base}, {schedule.single}: {result.violation}"
+        assert result.violation is None, f"base {base}, {schedule.singles}: {result.violation}"
         runs += 1
     assert runs > 100
 

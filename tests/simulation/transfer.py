@@ -68,7 +68,7 @@ class Transfer:
         memory = self._memory
         if memory is None or self._waits(self._copy, at, half):
             return
-        if self._abandoned or self._severed:
+        if half == 0 and (self._abandoned or self._severed):  # a copy of one block is not interrupted
             self._fail(FailReason.UNREACHABLE, "abandoned" if self._abandoned else "the owner closed the connection")
             return
         if at == len(self.fetch.pairs):

@@ -135,6 +135,7 @@ class Worker(Process):
         cancelled = self._cancelled.get(rid, -1)
         text = f"{self.name} starts attempt {attempt} of {rid}, cancelled up to {cancelled}"
         require(attempt > cancelled, "no_work_after_its_cancel", text)
+        self.world.taken(self, rid)
 
     def _kick(self) -> None:
         if self._step is None and not self._kicked:

@@ -6,6 +6,7 @@ hangs on one seed. `run` plays a schedule and tells what broke.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from random import Random
@@ -13,8 +14,14 @@ from random import Random
 from simulation.bus import Bus
 from simulation.client import Client
 from simulation.clock import Clock
-from simulation.endings import every_error_has_a_cause, every_request_ended_in_time, everything_is_given_back
-from simulation.fates import befall
+from simulation.endings import (
+    a_poison_is_found_out,
+    every_error_has_a_cause,
+    every_request_ended_in_time,
+    everything_is_given_back,
+    nobody_queues_for_ever,
+)
+from simulation.fates import befall, poisoned
 from simulation.faults import MessageFaults, Network
 from simulation.invariants import Violation, require
 from simulation.journal import Journal
@@ -57,13 +64,15 @@ class World:
         self.rng = Random(f"world {schedule.seed}")
         self.clock = Clock()
         self.subjects = Subjects("sim")
-        self.faults = MessageFaults(Random(f"network {schedule.seed}"), Network(), schedule.single)
+        self.faults = MessageFaults(Random(f"network {schedule.seed}"), Network(), schedule.singles)
         self.bus = Bus(self.clock, self.faults, journal, self.subjects.all_beats)
         self.redis = ToyRedis()
         self.router_rules, self.worker_rules = _rules(schedule.switched_off)
         self.routing = _settings(schedule.cluster.split, schedule.cluster.queue_timeout_s)
         self.processes: dict[str, Process] = {}
         self.clients: list[Client] = []
+        self.plans = {f"r{number}": plan for number, plan in enumerate(schedule.clients)}
+        self.deaths: Counter[str] = Counter()  # rid -> workers that it killed
         self.bus_up_at = 0.0
         self.frozen_s = 0.0  # of the router, in all
         self._lives = 0
@@ -110,6 +119,10 @@ class World:
         for client in self.clients:
             every_request_ended_in_time(client, clock.now, self.frozen_s)
             every_error_has_a_cause(client, schedule)
+            a_poison_is_found_out(client, self.deaths[client.rid])
+            nobody_queues_for_ever(
+                client, self.router.states.get(client.rid), self.routing.queue_timeout + self.frozen_s
+            )
             self.journal.count("requests", client.outcome)
         self.faults.become(Network())
         latest = clock.now + schedule.cluster.lease_ttl_s + PATIENCE_S
@@ -156,6 +169,13 @@ class World:
     def _leave(router: RouterProcess, client: Client) -> None:
         if client.done is None and not client.gone:
             router.leave(client)
+
+    def taken(self, worker: Worker, rid: str) -> None:
+        """A worker begins with a request. Some requests kill it."""
+        plan = self.plans[rid]
+        if plan.poison and worker.name.startswith(plan.poison):
+            self.deaths[rid] += 1
+            self.clock.after(0.001, poisoned, self, worker)
 
     def one_first_token(self, ready: KvReady) -> None:
         """Invariant 8: a prefill attempt has one first token, whoever computes it and however often."""
