@@ -16,9 +16,10 @@ from splitserve.decode.endings import Endings
 from splitserve.decode.handover import Handover
 from splitserve.decode.job import Job, fresh_sequences, promised_blocks
 from splitserve.decode.matching import prompt_ids
+from splitserve.decode.steps import Steps
 from splitserve.decode.table import JobTable
 from splitserve.engine import door
-from splitserve.protocol.effects import Answer, BusDown, Publish, Received, Unanswered
+from splitserve.protocol.effects import Answer, BusDown, Received, Unanswered
 from splitserve.protocol.messages import (
     Accepted,
     Amend,
@@ -29,14 +30,12 @@ from splitserve.protocol.messages import (
     KvReady,
     Message,
     Ping,
-    Preempted,
     Refused,
     RenewAnswer,
     Resume,
     ResumeAnswer,
-    TokenRow,
 )
-from splitserve.protocol.states import DecodeState, FinishReason, RefuseReason, Role
+from splitserve.protocol.states import DecodeState, RefuseReason, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
 from splitserve.worker.effects import Drain, EngineBatch, Identity, ToEngine
@@ -45,7 +44,7 @@ from splitserve.worker.rules import Limits, Rules
 
 
 class DecodeJobs:
-    """The core."""
+    """The core. `_handover` takes KV from others, `_steps` hears the engine, `_endings` ends jobs; this class takes them."""
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class DecodeJobs:
         self._frames = Frames(identity.name, identity.incarnation, subjects, limits.frame_tokens)
         self._pool = door.PoolStats(identity.total_blocks, identity.total_blocks, 0, 0, 0)
         self._endings = Endings(self._desk, self._table)
+        self._steps = Steps(self._desk, self._frames, self._endings)
         self._handover = Handover(self._desk, self._table, self._endings)
         self._on_event: dict[type, Callable[[Any, float], list[Command]]] = {
             Received: self._on_received,
@@ -83,12 +83,12 @@ class DecodeJobs:
         }
         self._on_engine: dict[type, Callable[[Any, Job, float], list[Command]]] = {
             door.Reserved: self._handover.on_reserved,
-            door.Progress: self._on_progress,
-            door.TokenEvent: self._on_tokens,
-            door.Preempted: self._on_preempted,
-            door.Rejected: self._on_preempted,  # to the router it is the same: the reservation is gone
-            door.Failed: self._on_engine_failed,
-            door.Gone: self._on_gone,
+            door.Progress: self._steps.on_progress,
+            door.TokenEvent: self._steps.on_tokens,
+            door.Preempted: self._steps.on_preempted,
+            door.Rejected: self._steps.on_preempted,  # to the router it is the same: the reservation is gone
+            door.Failed: self._steps.on_engine_failed,
+            door.Gone: self._steps.on_gone,
         }
 
     # --- the core's three methods, and what its shell shows ---
@@ -310,38 +310,6 @@ class DecodeJobs:
             if handler is not None and job is not None:
                 commands += handler(happened, job, now)
         return [*self._frames.flush(), *commands]
-
-    def _on_progress(self, event: door.Progress, job: Job, _now: float) -> list[Command]:
-        job.computed = event.tokens
-        return []
-
-    def _on_tokens(self, event: door.TokenEvent, job: Job, now: float) -> list[Command]:
-        row = job.token_row(event)
-        if row is None:
-            return []
-        self._frames.add(job.asked.router, row)
-        job.state = DecodeState.RUNNING
-        return self._endings.settle(job, now)
-
-    def _on_preempted(self, _event: object, job: Job, now: float) -> list[Command]:
-        job.in_engine = False
-        gone = Preempted(job.asked.rid, self._desk.identity.name, job.asked.da)
-        return [*self._endings.end(job, now), Publish(self._desk.subjects.router_events(job.asked.router), gone)]
-
-    def _on_engine_failed(self, _event: door.Failed, job: Job, now: float) -> list[Command]:
-        job.in_engine = False
-        for number, sequence in enumerate(job.sequences):
-            if sequence.live:
-                sequence.finish = FinishReason.ERROR
-                at = len(sequence.outputs)
-                self._frames.add(
-                    job.asked.router, TokenRow(job.asked.slot + number, job.asked.da, at, (), FinishReason.ERROR)
-                )
-        return self._endings.settle(job, now)
-
-    def _on_gone(self, _event: door.Gone, job: Job, _now: float) -> list[Command]:
-        job.in_engine = False
-        return []
 
 
 def _answered(reply_to: str | None, answer: Message, commands: Iterable[Command]) -> list[Command]:

@@ -6,23 +6,18 @@ by release, cancel or the lease's end, each of which leaves a tombstone.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from splitserve.engine import door
 from splitserve.kv.lease import LeaseTable
+from splitserve.prefill.job import Handles, Job, Key, random_token
 from splitserve.protocol.effects import Answer, BusDown, Publish, Received
-from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import (
     Accepted,
     Beat,
     Cancel,
-    DigestRow,
-    KvReady,
     Ping,
-    PrefillDurations,
     PrefillJob,
     Refused,
     Release,
@@ -39,43 +34,6 @@ from splitserve.worker.effects import Drain, EngineBatch, Identity, ToEngine
 from splitserve.worker.rules import Limits, Rules
 
 Command = Publish | Answer | ToEngine
-Key = tuple[str, int]  # (rid, pa): what the engine knows a job by
-
-
-def _random_token() -> str:
-    return secrets.token_hex(16)
-
-
-@dataclass(slots=True)
-class _Job:
-    """One attempt."""
-
-    asked: PrefillJob
-    answer: Accepted
-    deadline: float
-    blocks: int
-    state: PrefillState = PrefillState.QUEUED
-    computed: int = 0  # tokens, cached ones included
-    ready: KvReady | None = None
-
-    @property
-    def key(self) -> Key:
-        return (self.asked.rid, self.asked.pa)
-
-    @property
-    def tokens_left(self) -> int:
-        return 0 if self.state is PrefillState.HELD else len(self.asked.ids) - self.computed
-
-    def row(self) -> DigestRow:
-        handle = self.ready.handle if self.ready else None
-        return DigestRow(
-            self.asked.rid,
-            self.asked.pa,
-            self.state,
-            (self.computed,),
-            handle_id=handle.id if handle else "",
-            token=handle.token if handle else "",
-        )
 
 
 class PrefillJobs:
@@ -88,17 +46,16 @@ class PrefillJobs:
         limits: Limits = Limits(),  # noqa: B008  # frozen
         rules: Rules = Rules(),  # noqa: B008
         *,
-        new_token: Callable[[], str] = _random_token,
+        new_token: Callable[[], str] = random_token,
         leases: LeaseTable | None = None,
     ) -> None:
         self.leases = LeaseTable() if leases is None else leases
         self._desk = Desk(Role.PREFILL, identity, subjects, limits, rules)
         self._limits = limits
         self._rules = rules
-        self._new_token = new_token
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._pool = door.PoolStats(identity.total_blocks, identity.total_blocks, 0, 0, 0)
-        self._handles = 0
+        self._handles = Handles(identity, self.leases, limits.lease_ttl_s, new_token)
         self._on_message: dict[type, Callable[[Any, str | None, float], list[Command]]] = {
             PrefillJob: self._on_job,
             Cancel: self._on_cancel,
@@ -107,7 +64,7 @@ class PrefillJobs:
             Resume: self._on_resume,
             Ping: lambda ping, reply_to, _now: list(self._desk.pong(reply_to)),
         }
-        self._on_engine: dict[type, Callable[[Any, _Job, float], list[Command]]] = {
+        self._on_engine: dict[type, Callable[[Any, Job, float], list[Command]]] = {
             door.Progress: self._on_progress,
             door.Prefilled: self._on_prefilled,
             door.Rejected: self._on_lost,
@@ -201,7 +158,7 @@ class PrefillJobs:
             return []
         freed = [ToEngine(door.Release(key)) for key in self.leases.expire(now)]
         for job in list(self._jobs.values()):
-            if job.ready is not None and self.leases.lookup(job.ready.handle.id, job.ready.handle.token) is None:
+            if job.ready is not None and not self._handles.holds(job.ready):
                 self._forget(job, now)
         return list(freed)
 
@@ -231,7 +188,7 @@ class PrefillJobs:
             self._desk.tombstones.put(asked.rid, asked.pa, now, refused)
             return refused, commands
         answer = Accepted(reserved_blocks=blocks, queue_tokens=self.queued_tokens)
-        self._jobs[asked.rid] = _Job(asked, answer, now + asked.ttl_s, blocks)
+        self._jobs[asked.rid] = Job(asked, answer, now + asked.ttl_s, blocks)
         add = door.Add(
             key=(asked.rid, asked.pa),
             mode=door.Mode.PREFILL,
@@ -308,57 +265,30 @@ class PrefillJobs:
             return []
         return handler(event, job, now)
 
-    def _on_progress(self, event: door.Progress, job: _Job, _now: float) -> list[Command]:
+    def _on_progress(self, event: door.Progress, job: Job, _now: float) -> list[Command]:
         if job.state is not PrefillState.HELD:
             job.state = PrefillState.RUNNING
             job.computed = event.tokens
         return []
 
-    def _on_prefilled(self, event: door.Prefilled, job: _Job, now: float) -> list[Command]:
-        mine = self._desk.identity
-        self._handles += 1
-        handle = KvHandle(
-            id=f"{mine.incarnation:x}-{self._handles}",
-            rid=job.asked.rid,
-            pa=job.asked.pa,
-            owner=mine.name,
-            incarnation=mine.incarnation,
-            fingerprint=mine.fingerprint,
-            kv_tokens=event.kv_tokens,
-            groups=event.groups,
-            chain_hash=event.chain_hash,
-            token=self._new_token(),
-            ttl_s=self._limits.lease_ttl_s,
-            addresses=mine.addresses,
-        )
+    def _on_prefilled(self, event: door.Prefilled, job: Job, now: float) -> list[Command]:
         job.state = PrefillState.HELD
         job.computed = event.kv_tokens
-        job.ready = KvReady(
-            handle=handle,
-            tokens_ready=event.kv_tokens,
-            final=True,
-            index=event.index,
-            first_ids=event.first_ids,
-            logprobs=event.logprobs,
-            cached_tokens=event.cached_tokens,
-            durations=PrefillDurations(event.queue_s, event.prefill_s),
-            finishes=tuple(int(finish) for finish in event.finishes),
-        )
-        self.leases.grant(handle.id, job.key, handle.token, handle.groups, handle.ttl_s, now)
+        job.ready = self._handles.hold(job, event, now)
         return self._announce(job)
 
-    def _on_lost(self, _event: object, job: _Job, now: float) -> list[Command]:
+    def _on_lost(self, _event: object, job: Job, now: float) -> list[Command]:
         """The engine gave it up. There is no message for that: a digest without it says so, and need not be late."""
         self._forget(job, now)
         return [self._digest(job.asked.router)]
 
     # --- ends ---
 
-    def _announce(self, job: _Job) -> list[Command]:
+    def _announce(self, job: Job) -> list[Command]:
         ready = job.ready
         return [] if ready is None else [Publish(subject, ready) for subject in job.asked.notify]
 
-    def _end(self, job: _Job, now: float) -> list[Command]:
+    def _end(self, job: Job, now: float) -> list[Command]:
         """Drop a job in whatever state it is."""
         self._forget(job, now)
         if job.ready is None:
@@ -366,6 +296,6 @@ class PrefillJobs:
         self.leases.end(job.ready.handle.id)
         return self._free_leases(now)
 
-    def _forget(self, job: _Job, now: float) -> None:
+    def _forget(self, job: Job, now: float) -> None:
         del self._jobs[job.asked.rid]
         self._desk.tombstones.put(job.asked.rid, job.asked.pa, now)
