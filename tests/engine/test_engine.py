@@ -373,6 +373,18 @@ def test_one_sequence_may_be_aborted_and_the_others_go_on():
     assert bench.of("a", door.Gone) == [door.Gone("a")]
 
 
+def test_a_sequence_aborted_while_its_prompt_is_computed_is_never_sampled():
+    bench = Bench(chunk_tokens=4)
+    bench.add("a", PROMPT, n=2, max_tokens=5)
+    bench.step()
+    bench.engine.submit(door.Abort("a", 0))
+    bench.run()
+
+    assert bench.outputs["a", 0] == []
+    assert bench.outputs["a", 1] == reference(PROMPT, 101, 5)
+    assert max(len(row.samples) for batch in bench.runner.batches for row in batch.rows) == 1
+
+
 @pytest.mark.parametrize("mode", [Mode.LOCAL, Mode.AWAIT])
 def test_aborting_the_last_sequence_ends_the_job(mode: Mode):
     bench = Bench()
@@ -420,6 +432,18 @@ def test_a_row_that_makes_the_model_raise_fails_its_job_alone():
     assert bench.outputs["good", 0] == reference(PROMPT, 100, 6)
     assert bench.outputs["n", 1] == reference([*PROMPT, 3], 101, 6)
     assert bench.outputs["other", 0] == reference([7, 8], 100, 6)
+    assert bench.pool.stats.owned == bench.pool.stats.filling == 0
+
+
+def test_a_job_of_which_several_rows_raise_fails_once():
+    bench = Bench()
+    bench.add("a", PROMPT, n=3, max_tokens=9)
+    bench.step()
+    bench.step()
+    bench.runner.raises_on = {bench.outputs["a", number][-1] for number in (0, 2)}
+    bench.run()
+
+    assert bench.of("a", door.Failed) == [door.Failed("a", "RuntimeError: bad id")]
     assert bench.pool.stats.owned == bench.pool.stats.filling == 0
 
 

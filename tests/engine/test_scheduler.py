@@ -158,6 +158,8 @@ def test_held_and_awaited_blocks_are_never_taken_and_their_end_wakes_those_who_w
     assert not bench.engine.has_work, "a host must not spin"
 
     bench.engine.submit(door.Release("held"))
+    bench.answer()
+    assert bench.engine.has_work
     bench.run()
     assert bench.of("waits", door.Prefilled)
     assert bench.pool.stats.filling == 3
@@ -268,4 +270,4 @@ def test_bookkeeping_of_a_step_of_64_sequences_takes_well_under_a_millisecond():
         bench.engine.finish(Execution(output))
         best = min(best, between - began + time.thread_time() - resumed)
 
-    assert best < 2e-3, f"{best * 1e3:.2f} ms"
+    assert best < 1e-3, f"{best * 1e3:.2f} ms"

@@ -23,7 +23,7 @@ from splitserve.engine.sequence import (
     cannot_serve,
     finish_reason,
     make_job,
-)  # fmt: skip
+)
 from splitserve.engine.tables import BlockTables
 from splitserve.errors import EngineFailed
 from splitserve.kv.pool import BlockPool
@@ -58,7 +58,6 @@ class Engine:
         self._began_at = 0.0
         self._blocked = False  # nothing can go on before the next command
         self._arrivals = count()
-        self._hash_seeds: dict[str, bytes] = {}
 
     @property
     def has_work(self) -> bool:
@@ -104,7 +103,8 @@ class Engine:
             raise EngineFailed("finish without begin: no step is under way")
         now = self._clock()
         self._commit(plan, execution, now)
-        return self._batch(self._stats(plan, now))
+        awaiting = sum(job.phase is Phase.AWAITING for job in self._jobs.values())
+        return self._batch(events.stats(plan, self._scheduler, awaiting, now - self._began_at))
 
     # --- commands ---
 
@@ -130,7 +130,8 @@ class Engine:
             logger.warning("job_repeated", extra={"key": str(add.key)})
             return
         rank = (add.priority, next(self._arrivals))
-        job = make_job(add, rank, self._hash_seed(add.cache_salt), self._config.eos_ids, self._clock())
+        hash_seed = chain_seed(self._config.fingerprint, cache_salt=add.cache_salt)
+        job = make_job(add, rank, hash_seed, self._config.eos_ids, self._clock())
         if refusal := cannot_serve(job, self._pool.total, self._config):
             self._events.append(door.Rejected(job.key, refusal))
             return
@@ -146,11 +147,6 @@ class Engine:
                 self._end_if_complete(sequence)
             if not job.live:
                 self._drop(job, door.Gone(job.key))
-
-    def _hash_seed(self, salt: str) -> bytes:
-        if not salt:
-            return self._hash_seeds.setdefault("", chain_seed(self._config.fingerprint))
-        return chain_seed(self._config.fingerprint, cache_salt=salt)
 
     def _reserve(self, job: Job) -> None:
         """Blocks at once or not at all: a fetch never waits for allocation (invariant 10)."""
@@ -295,22 +291,6 @@ class Engine:
         del self._jobs[job.key]
         self._events.append(event)
 
-    # --- counts ---
-
     def _batch(self, stats: door.StepStats | None) -> door.Batch:
         told, self._events = tuple(self._events), []
         return door.Batch(told, stats, self._pool.stats, self._scheduler.queued_tokens)
-
-    def _stats(self, plan: Plan, now: float) -> door.StepStats:
-        scheduler = self._scheduler
-        return door.StepStats(
-            seconds=now - self._began_at,
-            prefill_tokens=plan.chunk_tokens,
-            decode_tokens=plan.num_decodes,
-            running=len(scheduler.running) + len(scheduler.computing),
-            waiting=len(scheduler.waiting) + len(scheduler.loaded),
-            awaiting=sum(job.phase is Phase.AWAITING for job in self._jobs.values()),
-            prefix_queries=plan.prefix_queries,
-            prefix_hits=plan.prefix_hits,
-            preemptions=plan.preemptions,
-        )

@@ -1,10 +1,11 @@
-"""What the engine tells of a job, made from the job's state."""
+"""What the engine tells of a job and of a step, made from their state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
 from splitserve.engine import door
+from splitserve.engine.scheduler import Plan, Scheduler
 from splitserve.engine.sequence import Job, Sequence
 from splitserve.kv.pool import BlockPool
 from splitserve.protocol.handle import GroupBlocks
@@ -69,3 +70,18 @@ def token(sequence: Sequence, logprob: TokenLogprob | None, now: float) -> door.
 def ended(sequence: Sequence) -> door.TokenEvent:
     """Of a sequence that ended with a token that came with the job: no ids, only the reason."""
     return door.TokenEvent(sequence.job.key, sequence.number, sequence.num_outputs, (), sequence.finish)
+
+
+def stats(plan: Plan, scheduler: Scheduler, awaiting: int, seconds: float) -> door.StepStats:
+    """Of a step, as the queues stand after it."""
+    return door.StepStats(
+        seconds=seconds,
+        prefill_tokens=plan.chunk_tokens,
+        decode_tokens=plan.num_decodes,
+        running=len(scheduler.running) + len(scheduler.computing),
+        waiting=len(scheduler.waiting) + len(scheduler.loaded),
+        awaiting=awaiting,
+        prefix_queries=plan.prefix_queries,
+        prefix_hits=plan.prefix_hits,
+        preemptions=plan.preemptions,
+    )
