@@ -11,6 +11,7 @@ from pathlib import Path
 import nats
 import nats.errors
 import pytest
+from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
@@ -44,7 +45,7 @@ async def test_our_nats_takes_our_password_and_no_other(tmp_path: Path) -> None:
         client = await nats.connect(server.url)
         assert client.max_payload == 8 << 20
         await client.close()
-        stranger = nats.NATS()
+        stranger = Client()
         with pytest.raises(nats.errors.Error):
             await stranger.connect(f"nats://127.0.0.1:{server.port}", allow_reconnect=False, error_cb=ignored)
         await stranger.close()

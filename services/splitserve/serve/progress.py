@@ -55,10 +55,10 @@ class PlainProgress:
 class TerminalProgress:
     """Finished steps stay as lines; those under way stand behind one spinner below them."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: TextIO, *, force: bool = False) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False)
+        self._console = Console(file=out, force_terminal=force or None, highlight=False)
         self._doing: dict[str, tuple[str, float]] = {}
         self._status: Status | None = None
 
@@ -85,7 +85,7 @@ class TerminalProgress:
                 self._status.stop()
             self._status = None
             return
-        text = " · ".join(text for text, _ in self._doing.values())
+        text = ", ".join(text for text, _ in self._doing.values())
         if self._status:
             self._status.update(text)
         else:
@@ -95,4 +95,4 @@ class TerminalProgress:
 
 def progress_on(out: TextIO) -> Progress:
     """Rich on a terminal, plain lines elsewhere."""
-    return TerminalProgress() if out.isatty() else PlainProgress(out)
+    return TerminalProgress(out) if out.isatty() else PlainProgress(out)

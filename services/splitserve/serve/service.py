@@ -92,9 +92,9 @@ class Serve:
         router = plan.router_spec(settings, given)
         self._stop_order[:0] = [[router.name], [spec.name for spec in workers]]
         for spec in workers:
-            self._progress.doing(spec.name, f"{spec.name} is loading the model")
+            self._progress.doing(spec.name, f"{spec.name} loads")
             self._supervisor.add(spec, _echo)
-        self._progress.doing(router.name, f"{router.name} is starting")
+        self._progress.doing(router.name, f"{router.name} starts")
         self._supervisor.add(router, _echo, self._router_is_ready)
         await self._supervisor.ready([router.name, *(spec.name for spec in workers)])
         self._progress.close()
@@ -110,7 +110,7 @@ class Serve:
             else:
                 own.append(make(self._folder))
         for server in own:
-            self._progress.doing(server.name, f"{server.name} is starting")
+            self._progress.doing(server.name, f"{server.name} starts")
             write_address(self._folder / server.name, server.url)
             self._supervisor.add(Spec(server.name, server.command), _nowhere, _probe_of(server))
         names = [server.name for server in own]
@@ -194,7 +194,7 @@ class Serve:
         return await answers(host, self._port, READY_REQUEST, READY_ANSWER)
 
     def _on_ready(self, name: str) -> None:
-        log.info("child ready", extra={"child": name})
+        log.debug("child ready", extra={"child": name})
         self._progress.done(name, f"{name} is ready")
 
     def _say_how_to_use(self, given: plan.Given) -> None:
