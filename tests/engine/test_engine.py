@@ -342,6 +342,17 @@ def test_a_job_larger_than_the_pool_or_the_model_is_rejected_with_both_numbers()
     assert bench.last("model") == door.Rejected("model", "13 tokens are over this model's 12")
 
 
+def test_sequences_that_cannot_decode_side_by_side_in_the_pool_are_rejected():
+    bench = Bench(blocks=5)
+    bench.add("fits", PROMPT, n=3, max_tokens=3)
+    bench.run()
+    bench.add("not", PROMPT, n=4, max_tokens=3)
+    bench.run()
+
+    assert isinstance(bench.last("fits"), door.Gone)
+    assert bench.last("not") == door.Rejected("not", "10 tokens in 4 sequences need 6 KV blocks; the pool has 5")
+
+
 @pytest.mark.parametrize("mode", [Mode.PREFILL, Mode.LOCAL, Mode.AWAIT])
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
 def test_an_abort_at_any_moment_frees_everything_and_is_answered_once(mode: Mode, rounds: int):
