@@ -35,7 +35,8 @@ class Add:
 
     PREFILL and AWAIT, n = 1: prompt + outputs (the first new token has index len(outputs[0])). PREFILL, n > 1: the prompt,
     outputs empty lists. AWAIT, n > 1: the prompt; outputs are replayed in the chunk budget. LOCAL: the prompt; outputs are
-    recomputed with it. Blocks for all of `ids` are allocated at once in AWAIT and PREFILL-or-LOCAL as chunks need them.
+    recomputed with it. Blocks for all of `ids` are allocated at once: in AWAIT now or never, else when
+    the first chunk is scheduled. A lower `priority` goes first and gives way last.
     """
 
     key: Key
@@ -128,7 +129,8 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """New tokens of one sequence, one event a step. The tokens that came with `Add` or `Loaded` are not repeated.
+    """New tokens of one sequence, one event a step. The tokens that came with `Add` or `Loaded` are not repeated: when
+    they end a sequence, its event has no ids, only `finish`.
 
     `queue_s`, `prefill_s`, `first_step_s`, `cached_tokens` are set in the attempt's first event, else None and 0.
     """
@@ -147,7 +149,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The pool ran dry and this job gave way; all of its blocks are free again."""
+    """The pool ran dry and this job gave way; all of its blocks are free again. A job whose prompt is still being
+    computed here starts anew by itself instead, and nobody is told."""
 
     key: Key
 
