@@ -72,9 +72,7 @@ class Bench:
         self.delivered: list[Deliver] = []
         self.records: list[Record] = []
         self.frames: dict[str, int] = {}
-        self.workers = [("p%d" % i, "prefill") for i in range(prefills)] + [
-            ("d%d" % i, "decode") for i in range(decodes)
-        ]
+        self.workers = [(f"p{i}", "prefill") for i in range(prefills)] + [(f"d{i}", "decode") for i in range(decodes)]
         self.mute: set[str] = set()
         self.beats()
 

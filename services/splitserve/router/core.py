@@ -153,6 +153,11 @@ class RouterCore:
         return dict(self._out.counts)
 
     @property
+    def idle(self) -> bool:
+        """No request lives."""
+        return not self._lives
+
+    @property
     def live(self) -> dict[str, RequestState]:
         """Requests without an end yet."""
         return {rid: life.request.state for rid, life in self._lives.items()}
@@ -407,22 +412,23 @@ class RouterCore:
         self._out.ask(subject, Ping(worker.beat.incarnation), PING_S, PingTag(worker.life))
 
     def _serve_queue(self) -> None:
-        """First come, first served: the first that cannot be placed stops the rest, so that large ones do not starve."""
+        """First come, first served: one that finds no room stops the rest, so that large ones do not starve."""
         self._desk.queue.serve = False
         for rid in self._desk.queue.in_order():
             life = self._lives.get(rid)
             if life is None or life.request.decode is not None:
                 continue
-            placed = True
+            room = True
 
             def place(life: Lifecycle) -> None:
-                nonlocal placed
-                placed = life.place()
+                nonlocal room
+                room = life.place()
 
             self._with(rid, place)
-            if not placed:
-                self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
-                return
+            if not room:
+                break
+        if len(self._desk.queue):
+            self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
 
     def _ask_for_gaps(self) -> None:
         for worker, rids in self._desk.chores.gaps_to_ask():

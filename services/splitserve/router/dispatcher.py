@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from splitserve.bus.bus import Bus
 from splitserve.errors import RequestFailed, SplitserveError
@@ -24,6 +24,8 @@ from splitserve.worker.heartbeat import Heartbeat
 from splitserve.worker.shell import Shell
 
 log = logging.getLogger("splitserve.router")
+
+CLOSE_S = 2.0
 
 
 class Dispatcher:
@@ -71,9 +73,12 @@ class Dispatcher:
             return self
 
     async def close(self) -> None:
-        """End what still runs with an error for its client, and disconnect."""
+        """End what still runs, with an error for its client and a Cancel for its workers, and disconnect."""
         for generation in list(self._running.values()):
             generation.put(Done(RequestFailed("the router is stopping")))
+            self.leave(generation.rid)
+        with suppress(TimeoutError):  # then the workers notice our silence
+            await self._shell.settled(CLOSE_S)
         await self._stack.aclose()
 
     # --- generation.Generator ---

@@ -49,15 +49,17 @@ class Lifecycle:
     # --- queued: find a decode worker ---
 
     def place(self) -> bool:
-        """Ask a decode worker, the best first. False: nobody can be asked now."""
+        """Ask a decode worker, the best first. False: none has room, so nobody behind is asked for either."""
         r, fleet = self.request, self._desk.fleet
-        decode_name, prefill_name = self._choose()
-        worker = fleet.get(decode_name)
+        found = self._choose()
+        if isinstance(found, NotPlaced):
+            return not found.full
+        worker = fleet.get(found[0])
         if worker is None:
-            return not r.live
+            return True
         if r.prefill is None:
             r.pa += 1
-            reader = fleet.get(prefill_name)
+            reader = fleet.get(found[1])
             r.prefill = prefill_leg(reader, r.pa, r.transcript.snapshot()) if reader else None
         r.da += 1
         r.transcript.forget_heard()
@@ -69,16 +71,17 @@ class Lifecycle:
         r.stages.asked(self._desk.now)
         return True
 
-    def _choose(self) -> tuple[str, str]:
+    def _choose(self) -> tuple[str, str] | NotPlaced:
         """Names of a decode and of a prefill worker, "" for none."""
         r = self.request
         if r.prefill is not None:  # its work goes on: only decode is looked for
-            return self._desk.scout.decode(r.wish, r.context, r.prefill.fingerprint, self._desk.now) or "", ""
+            name = self._desk.scout.decode(r.wish, r.context, r.prefill.fingerprint, self._desk.now)
+            return name if isinstance(name, NotPlaced) else (name, "")
         found = self._desk.scout.pair(r.wish, r.context, self._desk.now)
         if isinstance(found, NotPlaced):
             if found.for_good:
                 self.fail(r.hopeless(found.reason))
-            return "", ""
+            return found
         r.count("placed_remote" if found.prefill else "placed_local")
         return found.decode, found.prefill or ""
 

@@ -62,26 +62,31 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class NotPlaced:
-    """Nobody now. `for_good`: waiting does not help; the message says why."""
+    """Nobody now. `for_good`: waiting does not help. `full`: no decode worker has room, so those behind wait too."""
 
     reason: str
     for_good: bool = False
+    full: bool = False
 
 
 def place(need: Need, decodes: Sequence[Candidate], prefills: Sequence[Candidate]) -> Placed | NotPlaced:
     """Choose a decode worker and how the prompt is read."""
     decode = choose_decode(need, decodes)
     if decode is None:
-        return NotPlaced("no decode worker has room" if decodes else "no decode worker can be asked")
+        return no_decode(decodes)
     matching = [p for p in prefills if p.fingerprint == decode.fingerprint]
-    if not matching and need.split is Split.ALWAYS:
-        if prefills:
-            return NotPlaced(difference(decode, prefills[0]), for_good=True)
-        return NotPlaced("no prefill worker can be asked, and --split is always")
     prefill = choose_prefill(need, matching)
+    if prefill is None and need.split is Split.ALWAYS:
+        if prefills and not matching:
+            return NotPlaced(difference(decode, prefills[0]), for_good=True)
+        return NotPlaced("no prefill worker has room, and --split is always")
     remote, reason = _how(need, decode, prefill)
     chosen = prefill if remote and prefill is not None else None
     return Placed(decode.name, chosen.name if chosen else None, reason, (chosen or decode).cached_tokens)
+
+
+def no_decode(decodes: Sequence[Candidate]) -> NotPlaced:
+    return NotPlaced("no decode worker has room" if decodes else "no decode worker can be asked", full=bool(decodes))
 
 
 def choose_decode(need: Need, decodes: Sequence[Candidate]) -> Candidate | None:

@@ -11,7 +11,17 @@ from splitserve.kv.prefix import block_hashes, chain_seed
 from splitserve.protocol.states import Role
 from splitserve.router.fleet import Fleet, Load, Worker
 from splitserve.router.generation import Submission
-from splitserve.router.placement import Candidate, Need, NotPlaced, Placed, Split, choose_decode, choose_prefill, place
+from splitserve.router.placement import (
+    Candidate,
+    Need,
+    NotPlaced,
+    Placed,
+    Split,
+    choose_decode,
+    choose_prefill,
+    no_decode,
+    place,
+)
 
 PROMISED_ANSWER = 256  # tokens of answer that a decode worker reserves at admission
 
@@ -57,14 +67,12 @@ class Scout:
             self._candidates(wish, prefills, tokens, now),
         )
 
-    def decode(self, wish: Wish, tokens: int, fingerprint: str, now: float) -> str | None:
+    def decode(self, wish: Wish, tokens: int, fingerprint: str, now: float) -> str | NotPlaced:
         """A decode worker for KV that exists or is being made under this fingerprint."""
         workers = self._fleet.serving(Role.DECODE, wish.submission.model)
-        found = choose_decode(
-            self._need(wish, tokens),
-            [c for c in self._candidates(wish, workers, tokens, now) if c.fingerprint == fingerprint],
-        )
-        return found.name if found else None
+        matching = [c for c in self._candidates(wish, workers, tokens, now) if c.fingerprint == fingerprint]
+        found = choose_decode(self._need(wish, tokens), matching)
+        return found.name if found else no_decode(matching)
 
     def prefill(self, wish: Wish, tokens: int, fingerprint: str, now: float) -> str | None:
         """Another prefill worker for a decode worker of this fingerprint."""
@@ -104,15 +112,12 @@ class Scout:
 
     def _candidates(self, wish: Wish, workers: Sequence[Worker], tokens: int, now: float) -> list[Candidate]:
         return [
-            self._candidate(wish, w, tokens)
+            self._candidate(wish, w, tokens, now)
             for w in workers
-            if w.usable
-            and w.full_until <= now
-            and w.beat.name not in wish.never
-            and wish.not_before.get(w.beat.name, 0.0) <= now
+            if w.usable and w.beat.name not in wish.never and wish.not_before.get(w.beat.name, 0.0) <= now
         ]
 
-    def _candidate(self, wish: Wish, worker: Worker, tokens: int) -> Candidate:
+    def _candidate(self, wish: Wish, worker: Worker, tokens: int, now: float) -> Candidate:
         beat, load = worker.beat, worker.load
         blocks = self.decode_load(wish, tokens, worker, local=False).blocks
         decode = beat.role == Role.DECODE
@@ -124,7 +129,7 @@ class Scout:
             queued_tokens=load.tokens,
             context=load.context,
             idle=worker.idle,
-            room=worker.has_room(blocks) if decode else True,
+            room=worker.full_until <= now and (not decode or worker.has_room(blocks)),
             placed=worker.placed,
             rate=worker.prefill_rate,
             chunk_tokens=beat.chunk_tokens,

@@ -32,18 +32,19 @@ from splitserve.worker.heartbeat import Heartbeat
 from splitserve.worker.host import Host
 from splitserve.worker.machine import Machine, build_machine
 from splitserve.worker.observe import Loaded, WorkerMetrics
-from splitserve.worker.shell import Shell, WorkerCore
+from splitserve.worker.shell import Shell, ShellCore
 
 log = logging.getLogger("splitserve.worker")
 
 _CRASH_GRACE_S = 1.0  # for the rows that say so
 
 
-class Core(WorkerCore, Loaded, Protocol):
+class Core(ShellCore, Loaded, Protocol):
     """What the service asks of either core."""
 
     @property
     def draining(self) -> bool: ...
+    def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat: ...
 
 
 @dataclass(frozen=True, slots=True)

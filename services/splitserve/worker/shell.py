@@ -12,7 +12,7 @@ from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
 from splitserve.errors import BusUnavailable, MessageTooLarge, ProtocolError
 from splitserve.faultpoints import Faults
 from splitserve.protocol.effects import Answer, Answered, Ask, NoAnswer, Publish, Received, Tick, Unanswered
-from splitserve.protocol.messages import Beat, KvReady, Message, Refused, TokenFrame
+from splitserve.protocol.messages import KvReady, Message, Refused, TokenFrame
 from splitserve.protocol.states import RefuseReason
 from splitserve.worker.effects import Drain
 
@@ -21,21 +21,20 @@ log = logging.getLogger("splitserve.worker")
 _DROPPED_BY_FAULT: Mapping[type, str] = {KvReady: "worker.drop_kv_ready", TokenFrame: "worker.drop_frame"}
 
 
-class WorkerCore(Protocol):
-    """What the shell asks of either core."""
+class ShellCore(Protocol):
+    """What the shell asks of a core."""
 
     @property
     def idle(self) -> bool: ...
-    def handle(self, event: object, now: float) -> list[Any]: ...
+    def handle(self, event: Any, now: float) -> list[Any]: ...
     def wake_at(self) -> float | None: ...
-    def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat: ...
 
 
 class Shell:
     """`acts` says how commands beside the bus's are carried out: at once, without waiting."""
 
     def __init__(
-        self, core: WorkerCore, bus: Bus, acts: Mapping[type, Callable[[Any], None]], faults: Faults | None = None
+        self, core: ShellCore, bus: Bus, acts: Mapping[type, Callable[[Any], None]], faults: Faults | None = None
     ) -> None:
         self.drained = asyncio.Event()  # told to drain, and nothing is left
         self._core = core
@@ -45,6 +44,8 @@ class Shell:
         self._loop = asyncio.get_running_loop()
         self._events: deque[object] = deque()
         self._something = asyncio.Event()
+        self._nothing = asyncio.Event()  # every event was handled, its messages sent
+        self._nothing.set()
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._asking: set[asyncio.Task[None]] = set()
@@ -52,11 +53,17 @@ class Shell:
     def put(self, event: object) -> None:
         """From a callback of the loop: the core will hear of it, in order."""
         self._events.append(event)
+        self._nothing.clear()
         self._something.set()
 
     def receive(self, message: Message, reply_to: str | None) -> None:
         """A handler for subscriptions: it only enqueues."""
         self.put(Received(message, reply_to))
+
+    async def settled(self, within_s: float) -> None:
+        """Wait until all that was put is handled. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            await self._nothing.wait()
 
     async def run(self) -> None:
         """Until cancelled. An event whose handling raises is logged and costs no other."""
@@ -66,6 +73,7 @@ class Shell:
                 self._something.clear()
                 while self._events:
                     await self._handle(self._events.popleft())
+                self._nothing.set()
                 self._arm()
                 if self._draining and self._core.idle:
                     self.drained.set()

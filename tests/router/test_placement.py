@@ -1,0 +1,112 @@
+"""Where a request goes, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from splitserve.router.placement import Candidate, Need, NotPlaced, Placed, Split, place
+
+IDLE = Candidate(
+    name="d0",
+    fingerprint="f",
+    factors=(("dtype", "bfloat16"),),
+    cached_tokens=0,
+    queued_tokens=0,
+    context=0,
+    idle=True,
+    room=True,
+    placed=0,
+    rate=1000.0,
+    chunk_tokens=64,
+    bytes_per_token=20_000,
+)
+BUSY = replace(IDLE, idle=False, context=500)
+PREFILL = replace(IDLE, name="p0", chunk_tokens=512)
+
+
+def need(tokens: int = 1000, split: Split = Split.AUTO, **changes: object) -> Need:
+    return replace(Need(tokens, split), **changes)  # type: ignore[arg-type]
+
+
+def placed(*args: object) -> Placed:
+    found = place(*args)  # type: ignore[arg-type]
+    assert isinstance(found, Placed)
+    return found
+
+
+def test_an_idle_decode_worker_reads_the_prompt_itself():
+    assert placed(need(), [IDLE], [PREFILL]).prefill is None
+
+
+def test_a_busy_decode_worker_leaves_a_long_prompt_to_prefill():
+    assert placed(need(), [BUSY], [replace(PREFILL, rate=4000.0)]).prefill == "p0"
+
+
+def test_an_uncached_part_of_at_most_one_chunk_is_read_by_decode():
+    assert placed(need(1000), [replace(BUSY, cached_tokens=936)], [PREFILL]).prefill is None
+    assert placed(need(64), [BUSY], [PREFILL]).prefill is None
+
+
+def test_a_long_prefill_queue_makes_local_the_faster_way():
+    assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=100_000)]).prefill is None
+
+
+def test_split_always_and_never_overrule_every_estimate():
+    assert placed(need(10, Split.ALWAYS), [IDLE], [PREFILL]).prefill == "p0"
+    assert placed(need(5000, Split.NEVER), [BUSY], [PREFILL]).prefill is None
+
+
+def test_without_a_prefill_worker_decode_reads_the_prompt():
+    assert placed(need(5000), [BUSY], []).prefill is None
+
+
+def test_without_a_prefill_worker_split_always_waits_and_holds_up_nobody():
+    found = place(need(split=Split.ALWAYS), [IDLE], [])
+    assert isinstance(found, NotPlaced)
+    assert not found.for_good
+    assert not found.full
+
+
+def test_a_prefill_worker_without_room_is_passed_over():
+    busy = replace(PREFILL, room=False)
+    assert placed(need(5000), [BUSY], [busy, replace(PREFILL, name="p1", rate=9000.0)]).prefill == "p1"
+    assert isinstance(place(need(split=Split.ALWAYS), [IDLE], [busy]), NotPlaced)
+
+
+def test_prefill_of_another_fingerprint_is_not_used_and_the_factor_is_named():
+    other = replace(PREFILL, fingerprint="g", factors=(("dtype", "float32"),))
+    assert placed(need(5000), [BUSY], [other]).prefill is None
+    found = place(need(split=Split.ALWAYS), [IDLE], [other])
+    assert isinstance(found, NotPlaced)
+    assert found.for_good
+    assert found.reason == "d0 and p0 differ in dtype: bfloat16 and float32"
+
+
+def test_a_long_cached_prefix_attracts_and_promised_load_repels():
+    near, far = replace(BUSY, name="near", cached_tokens=800), replace(BUSY, name="far")
+    assert placed(need(), [far, near], []).decode == "near"
+    assert placed(need(), [far, replace(near, context=2000)], []).decode == "far"
+
+
+def test_equal_workers_take_turns():
+    assert placed(need(), [replace(IDLE, placed=3), replace(IDLE, name="d1", placed=2)], []).decode == "d1"
+
+
+def test_a_worker_that_gave_the_request_up_is_asked_last_but_asked():
+    other = replace(IDLE, name="d1", context=9000)
+    assert placed(need(last="d0"), [IDLE, other], []).decode == "d1"
+    assert placed(need(last="d0"), [IDLE], []).decode == "d0"
+
+
+def test_a_moved_long_context_goes_back_through_prefill_even_when_decode_is_idle():
+    assert placed(need(513, moved=True), [IDLE], [PREFILL]).prefill == "p0"
+    assert placed(need(512, moved=True), [IDLE], [PREFILL]).prefill is None
+
+
+def test_full_decode_workers_hold_up_those_behind_too():
+    found = place(need(), [replace(IDLE, room=False)], [PREFILL])
+    assert isinstance(found, NotPlaced)
+    assert found.full
+    nobody = place(need(), [], [PREFILL])
+    assert isinstance(nobody, NotPlaced)
+    assert not nobody.full
