@@ -200,6 +200,18 @@ def test_a_digest_that_shows_the_prefill_queued_or_moving_is_progress():
     assert len(bench.asked(Amend)) == 1
 
 
+def test_a_chunk_that_takes_longer_than_our_patience_is_progress_while_beats_show_its_step():
+    bench = Bench()
+    _, prefill = bench.prefilling()
+    for step_age_ms in (1400, 2900, 4400):
+        bench.run(1.5)
+        bench.receive(worker_beat("p0", "prefill", step_age_ms=step_age_ms))
+        bench.digest("p0", DigestRow("a", prefill.pa, "running", (0,)), role="prefill")
+    assert not bench.asked(Amend)
+    bench.receive(worker_beat("p0", "prefill", step_age_ms=10_001))
+    assert len(bench.asked(Amend)) == 1
+
+
 def test_when_decode_is_lost_during_prefill_another_awaits_the_same_prefill():
     bench = Bench()
     decode, prefill = bench.prefilling()

@@ -42,7 +42,9 @@ def prefill_row(life: Lifecycle, row: DigestRow, worker: Life, desk: Desk) -> bo
         return False
     life.prefill_accepted(leg)
     done = sum(row.progress)
-    if r.kv is None and (row.state == PrefillState.QUEUED or done > leg.tokens_done):
+    known = desk.fleet.in_life(worker)
+    stepping = known is not None and known.beat.step_age_ms > 0  # a chunk may take longer than our patience
+    if r.kv is None and (row.state == PrefillState.QUEUED or stepping or done > leg.tokens_done):
         leg.tokens_done = max(leg.tokens_done, done)
         life.prefill_progress()
     if r.kv is None and row.state == PrefillState.HELD:
