@@ -29,7 +29,7 @@ def _prompts(*lengths: int) -> list[list[int]]:
     return [generator.integers(3, VOCABULARY, length).tolist() for length in lengths]
 
 
-def _generate(model: tf.PreTrainedModel, prompt: list[int]) -> list[int]:
+def _generate(model: Any, prompt: list[int]) -> list[int]:
     out = model.generate(
         torch.tensor([prompt]), max_new_tokens=PARAMS.max_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
@@ -70,7 +70,7 @@ def test_a_short_sequence_answers_the_same_beside_a_long_one_under_longrope(tmp_
     assert together.ids == alone.ids
 
 
-def _phi3() -> dict[str, int]:
+def _phi3() -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,

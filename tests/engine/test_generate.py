@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from splitserve.engine.loader import LoadedModel
 from splitserve.protocol.params import SamplingParams
-from support.prompts import texts
+from support.reference import CLOSE_CALL, NEW_TOKENS, Reference, references
 from support.torch_engines import Answer, answers, engine_over, load
 
-NEW_TOKENS = 16
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=5, ignore_eos=True)
-CLOSE_CALL = 1e-4  # where the two best logits are nearer than this, float32 rounding may choose (protocol D9)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What `generate` says: ids, log-probability of each, and how far its second-best logit was below the best."""
-
-    prompt: list[int]
-    ids: list[int]
-    logprobs: list[float]
-    gaps: list[float]
 
 
 @dataclass(frozen=True)
@@ -43,37 +27,12 @@ class Case:
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_folder: Path) -> Case:
-    return _case(smollm2_folder)
+    return Case(load(smollm2_folder), references(smollm2_folder))
 
 
 @pytest.fixture(scope="module")
 def gemma3(gemma3_folder: Path) -> Case:
-    return _case(gemma3_folder)
-
-
-@cache
-def _case(folder: Path) -> Case:
-    loaded = load(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompts = [tokenizer.encode(text).ids[-2000:] for text in texts()]
-    return Case(loaded, tuple(_reference(model, prompt) for prompt in prompts))
-
-
-def _reference(model: torch.nn.Module, prompt: list[int]) -> Reference:
-    out = model.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ids = out.sequences[0, len(prompt) :]
-    logits = torch.stack(out.logits, 1)[0]
-    best = logits.topk(2).values
-    logprobs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-    return Reference(prompt, ids.tolist(), logprobs.tolist(), (best[:, 0] - best[:, 1]).tolist())
+    return Case(load(gemma3_folder), references(gemma3_folder))
 
 
 def _compare(references: tuple[Reference, ...], got: list[Answer]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from support.prompts import texts
 
-NEW_TOKENS = 16
+NEW_TOKENS = 10
 CLOSE_CALL = 1e-4  # where the two best logits are nearer than this, float32 rounding may choose (protocol D9)
 LONGEST = 2000
 
@@ -35,9 +36,11 @@ def references(folder: Path) -> tuple[Reference, ...]:
     return tuple(_reference(model, tokenizer.encode(text).ids[-LONGEST:]) for text in texts())
 
 
-def _reference(model: torch.nn.Module, prompt: list[int]) -> Reference:
-    out = model.generate(  # type: ignore[operator]  # transformers mixes it in
-        torch.tensor([prompt]),
+def _reference(model: Any, prompt: list[int]) -> Reference:
+    given = torch.tensor([prompt])
+    out = model.generate(
+        given,
+        attention_mask=torch.ones_like(given),  # else it hides what looks like padding in the prompt
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         eos_token_id=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -76,7 +77,7 @@ def read_weights(
     register_attention()
     disable_progress_bar()
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = _from_pretrained(
             folder,
             config=config,
             dtype=DTYPES[dtype],
@@ -99,7 +100,8 @@ def read_weights(
     if missing:
         raise ModelUnavailable(f"{name} lacks {len(missing)} of its weights, the first is {missing[0]}")
     loaded.eval().requires_grad_(False)
-    return loaded if device.type == "cpu" else loaded.to(device)
+    torch.nn.Module.to(loaded, device=device)
+    return loaded
 
 
 def eos_ids(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
@@ -110,6 +112,10 @@ def eos_ids(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    return AutoModelForCausalLM.from_pretrained(folder, **options)  # pyright: ignore  # it gives a pair with loading info
 
 
 def _stored_dtype(config: PretrainedConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import torch
@@ -22,14 +21,8 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by instructions made for it, not emulated."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if platform.machine() in ("x86_64", "AMD64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return _arm_has_bfloat16()
-
-
-def _arm_has_bfloat16() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and any("bf16" in line.split() for line in info.read_text().splitlines() if "Features" in line)
+    offered = torch.cpu.get_capabilities()
+    return any(offered.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
 def free_memory(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,11 +97,12 @@ def _reference_logits(model: PreTrainedModel, ids: np.ndarray[Any, np.dtype[np.i
 
 
 @contextmanager
-def _reference_attention(model: PreTrainedModel, layers: Layers) -> Iterator[None]:
+def _reference_attention(model: PreTrainedModel, layers: Layers) -> Generator[None]:
     """transformers' own attention: SDPA, or eager where a model needs what SDPA lacks."""
     by_hand = any(layer.softcap is not None or layer.sinks is not None for layer in layers.values())
-    model.set_attn_implementation("eager" if by_hand or not model._supports_sdpa else "sdpa")
     try:
+        sdpa = getattr(model, "_supports_sdpa", False) and not by_hand
+        model.set_attn_implementation("sdpa" if sdpa else "eager")
         yield
     finally:
         model.set_attn_implementation(ATTENTION_NAME)
