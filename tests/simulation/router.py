@@ -29,7 +29,7 @@ class RouterProcess(Process):
         super().__init__(world, name)
         self.core = self.router = RouterCore(
             router=name,
-            name=name,
+            name="router",  # the stable one, which every life of it shares
             incarnation=world.rng.getrandbits(63),
             subjects=world.subjects,
             settings=world.routing,

@@ -196,7 +196,7 @@ class Driver:
             if own:
                 commands += self.event(Received(self.core.beat(self.now)))
             for name in names:
-                commands += self.event(Received(Beat(name, Role.ROUTER, 1)))
+                commands += self.event(Received(Beat(f"stable name of {name}", Role.ROUTER, 1, life=name)))
             commands += self.event(Tick())
         self.commands = commands
         return commands

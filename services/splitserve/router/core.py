@@ -127,7 +127,14 @@ class RouterCore:
 
     def beat(self, now: float) -> Beat:
         """To be published on the beat subject every 500 ms, and heard again."""
-        return Beat(self.name, Role.ROUTER, self.incarnation, running=len(self._lives), ready=not self._desk.bus_down)
+        return Beat(
+            self.name,
+            Role.ROUTER,
+            self.incarnation,
+            running=len(self._lives),
+            ready=not self._desk.bus_down,
+            life=self._out.router,
+        )
 
     def refusal(self, submission: Submission, now: float) -> SplitserveError | None:
         """Why a submission would not be admitted now; None when it would."""

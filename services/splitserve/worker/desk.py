@@ -65,7 +65,7 @@ class Desk:
             if (message.name, message.incarnation) == (self.identity.name, self.identity.incarnation):
                 self.routers.own_beat(now)
             elif message.role == Role.ROUTER:
-                self.routers.beat(message.name, now)
+                self.routers.beat(message.life or message.name, now)
             elif message.fingerprint and len(self._factors) < _FINGERPRINTS_KEPT:
                 self._factors.setdefault(message.fingerprint, message.fingerprint_factors)
         elif isinstance(message, _NAMES_ITS_ROUTER):

@@ -405,6 +405,7 @@ class Beat:
     draining: bool = False
     metrics_url: str = ""
     ready: bool = True
+    life: str = ""  # a router's: its name in jobs and subjects, new at each start, where `name` is the stable one
 
 
 @dataclass(frozen=True, slots=True)
