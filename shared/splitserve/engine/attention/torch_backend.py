@@ -22,7 +22,7 @@ _GATHER_BLOCKS = 4096  # and within this many blocks, which bounds its memory
 
 
 @dataclass(slots=True)
-class _Gather:
+class Gather:
     """Blocks of some rows, `tables [S, M]`; the row indices that different layer shapes need are made on demand."""
 
     tables: torch.Tensor
@@ -43,31 +43,31 @@ class _Gather:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decodes:
+class Decodes:
     """Decodes answered together: token `index` of the step each, over `gather`, where `mask [1, S, 1, L]` is true."""
 
     index: torch.Tensor | slice
-    gather: _Gather
+    gather: Gather
     mask: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class Chunk:
     """Tokens [start, stop) of the step, one sequence's. `gather` and `mask [n, L]` are None for a prompt's first chunk,
     which sees only itself."""
 
     start: int
     stop: int
-    gather: _Gather | None
+    gather: Gather | None
     mask: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Windowed:
+class WindowedStep:
     """The step as layers of one window see it."""
 
-    decodes: tuple[_Decodes, ...]
-    chunks: tuple[_Chunk, ...]
+    decodes: tuple[Decodes, ...]
+    chunks: tuple[Chunk, ...]
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class TorchPlan:
     context: ForwardContext
     block: torch.Tensor  # [T]
     offset: torch.Tensor  # [T]
-    windows: dict[int | None, _Windowed] = field(default_factory=dict[int | None, _Windowed])
+    windows: dict[int | None, WindowedStep] = field(default_factory=dict[int | None, WindowedStep])
 
 
 class TorchBackend(AttentionBackend[TorchPlan]):
@@ -110,9 +110,7 @@ class TorchBackend(AttentionBackend[TorchPlan]):
         if layer.source is None:
             view.k[plan.block, :, plan.offset] = key
             view.v[plan.block, :, plan.offset] = value
-        if layer.window not in plan.windows:
-            plan.windows[layer.window] = self._windowed(plan.context, layer.window)
-        windowed = plan.windows[layer.window]
+        windowed = self.step_for(plan, layer.window)
         out = query.new_empty(query.shape[0], layer.heads, layer.v_dim)
         for decodes in windowed.decodes:
             out[decodes.index] = _decode(
@@ -127,10 +125,16 @@ class TorchBackend(AttentionBackend[TorchPlan]):
             out[rows] = _chunk(layer, query[rows], k, v, chunk.mask)
         return out
 
-    def _windowed(self, context: ForwardContext, window: int | None) -> _Windowed:
-        return _Windowed(tuple(self._decodes(context, window)), tuple(self._chunks(context, window)))
+    def step_for(self, plan: TorchPlan, window: int | None) -> WindowedStep:
+        """What layers with this window gather; made once a step."""
+        if window not in plan.windows:
+            context = plan.context
+            plan.windows[window] = WindowedStep(
+                tuple(self._decodes(context, window)), tuple(self._chunks(context, window))
+            )
+        return plan.windows[window]
 
-    def _decodes(self, context: ForwardContext, window: int | None) -> Iterator[_Decodes]:
+    def _decodes(self, context: ForwardContext, window: int | None) -> Iterator[Decodes]:
         count = context.num_decodes
         if not count:
             return
@@ -150,15 +154,15 @@ class TorchBackend(AttentionBackend[TorchPlan]):
             index = (
                 slice(0, count) if len(rows) == count and np.array_equal(rows, np.arange(count)) else self._tensor(rows)
             )
-            yield _Decodes(index, _Gather(self._tensor(tables)), self._tensor(seen)[None, :, None])
+            yield Decodes(index, Gather(self._tensor(tables)), self._tensor(seen)[None, :, None])
 
-    def _chunks(self, context: ForwardContext, window: int | None) -> Iterator[_Chunk]:
+    def _chunks(self, context: ForwardContext, window: int | None) -> Iterator[Chunk]:
         for row in range(context.num_decodes, len(context.kv_len)):
             begin, end = int(context.query_start[row]), int(context.query_start[row + 1])
             length = int(context.kv_len[row])
             start = length - (end - begin)
             if start == 0 and (window is None or window >= length):
-                yield _Chunk(begin, end, None, None)
+                yield Chunk(begin, end, None, None)
                 continue
             first = int(_first_block(np.array(start), window, self._block_tokens))
             last = -(-length // self._block_tokens)
@@ -167,8 +171,8 @@ class TorchBackend(AttentionBackend[TorchPlan]):
             seen = position <= query
             if window is not None:
                 seen &= position > query - window
-            gather = _Gather(self._tensor(context.block_tables[0][row : row + 1, first:last]))
-            yield _Chunk(begin, end, gather, seen)
+            gather = Gather(self._tensor(context.block_tables[0][row : row + 1, first:last]))
+            yield Chunk(begin, end, gather, seen)
 
     def _tensor(self, array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
@@ -194,7 +198,7 @@ def _groups(blocks: NDArray[np.int64]) -> Iterator[slice]:
 
 
 def _decode(
-    layer: LayerAttention, query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decodes: _Decodes
+    layer: LayerAttention, query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decodes: Decodes
 ) -> torch.Tensor:
     """`query [S, Hq, Dk]`, `k [H, S, L, Dk]` -> `[S, Hq, Dv]`: batch of KV heads, heads of sequences, length of group."""
     rows = query.shape[0]
