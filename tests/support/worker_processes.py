@@ -99,7 +99,7 @@ class RouterInTest:
 
     async def _beat(self) -> None:
         while True:
-            await self.bus.publish(self.subjects.beat("router", self.name), Beat(self.name, "router", 1))
+            await self.bus.publish(self.subjects.beat("router", "r"), Beat("r", "router", 1, life=self.name))
             await asyncio.sleep(0.5)
 
     def _on_beat(self, message: Message, _: str | None) -> None:

@@ -211,10 +211,13 @@ async def test_a_cancel_at_each_stage_leaves_no_block_in_use(shared: Pair) -> No
         assert (await router.metrics(worker))["vllm:kv_cache_usage_perc"] == 0
 
 
-async def test_the_work_of_a_router_that_falls_silent_ends(shared: Pair) -> None:
+async def test_the_work_of_a_router_ends_when_it_falls_silent_and_not_before(shared: Pair) -> None:
     router = shared.router
     await shared.read("held", PROMPT[::-1])
     await router.first(KvReady)
+    beats = router.beats_heard[shared.p]
+    await until(lambda: router.beats_heard[shared.p] >= beats + 13, "six seconds and a half", 12)
+    assert not _nothing_promised(router.beats[shared.p])
     router.silence()
     await router.beat_with(shared.p, _nothing_promised, "the end of its work", 12)
 
