@@ -44,6 +44,16 @@ PATIENCE_S = 14.0  # for everything to be given back, after leases: a dead route
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run took: seconds until answers ended, tokens computed by all workers, seconds from the last answer until
+    nothing was held any more."""
+
+    answers_s: float
+    tokens: int
+    held_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What one run gave."""
 
@@ -52,6 +62,7 @@ class Result:
     journal: Journal
     clients: tuple[Client, ...]
     messages: int  # that single faults count
+    cost: Cost
 
 
 class World:
@@ -73,6 +84,8 @@ class World:
         self.clients: list[Client] = []
         self.plans = {f"r{number}": plan for number, plan in enumerate(schedule.clients)}
         self.deaths: Counter[str] = Counter()  # rid -> workers that it killed
+        self.lives: list[Worker] = []  # of all workers, dead ones too
+        self.held_s = 0.0  # from the last answer on
         self.bus_up_at = 0.0
         self.frozen_s = 0.0  # of the router, in all
         self._lives = 0
@@ -125,9 +138,11 @@ class World:
             )
             self.journal.count("requests", client.outcome)
         self.faults.become(Network())
+        answered_at = clock.now
         latest = clock.now + schedule.cluster.lease_ttl_s + PATIENCE_S
         while clock.now < latest and everything_is_given_back(self, schedule.long) is not None:
             clock.run(clock.now + LOOK_S)
+        self.held_s = clock.now - answered_at
         if schedule.long:
             clock.run(max(clock.now, latest) + 61.0)
         held = everything_is_given_back(self, schedule.long)
@@ -149,12 +164,19 @@ class World:
         else:
             process = DecodeWorker(self, name)
         self.processes[name] = process
+        if isinstance(process, Worker):
+            self.lives.append(process)
         self.journal.write(self.clock.now, name, "starts", process.name)
         process.start()
         if self.bus_up_at > self.clock.now:  # it is there, and waits for the server
             self.bus.cut(process.connection)
             self.bus.cut(process.beats)
             self.clock.at(self.bus_up_at + 0.1, process.bus_up)
+
+    def cost(self) -> Cost:
+        """So far."""
+        answers_s = sum(client.done_at - client.began_at for client in self.clients if client.done is not None)
+        return Cost(answers_s, sum(worker.runner.computed_tokens for worker in self.lives), self.held_s)
 
     def _submit(self, client: Client) -> None:
         router = self.router
@@ -223,4 +245,4 @@ def run(schedule: Schedule, *, keep: bool = False) -> Result:
         violation.__cause__ = error
     if violation is not None:
         journal.write(world.clock.now, "VIOLATION", violation.rule, violation)
-    return Result(schedule, violation, journal, tuple(world.clients), world.faults.counted)
+    return Result(schedule, violation, journal, tuple(world.clients), world.faults.counted, world.cost())
