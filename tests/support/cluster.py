@@ -58,20 +58,20 @@ class Cluster:
         raise TimeoutError(f"not ready in {within_s} s:\n{self.log.read_text(errors='replace')}")
 
     def pid(self, name: str) -> int:
-        """Process id of the child that was started as `--name NAME`."""
+        """Process id of the child of a short name."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             words = child.cmdline()
-            if "--name" in words and words[words.index("--name") + 1] == name:
+            if "--name" in words and short(words[words.index("--name") + 1]) == name:
                 return child.pid
         raise LookupError(f"no child of the name {name}")
 
     def names(self, role: str) -> list[str]:
-        """Names of the children of a role."""
+        """Short names of the children of a role."""
         found: list[str] = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             words = child.cmdline()
             if role in words and "--name" in words:
-                found.append(words[words.index("--name") + 1])
+                found.append(short(words[words.index("--name") + 1]))
         return sorted(found)
 
     def send(self, name: str, number: int) -> None:
@@ -84,12 +84,12 @@ class Cluster:
         return self.process.wait(within_s)
 
     async def workers(self) -> dict[str, Beat]:
-        """The latest beat of each live process, by name."""
+        """The latest beat of each live process, by short name."""
         heard: dict[str, Beat] = {}
 
         def on_message(message: Message, _: str | None) -> None:
             if isinstance(message, Beat):
-                heard[message.name] = message
+                heard[short(message.name)] = message
 
         bus = await Bus.connect(self.nats.url, name="test", role="router", connect_timeout_s=5)
         try:
@@ -153,6 +153,11 @@ class Cluster:
         finally:
             await keys.aclose()
         assert not forever, f"Redis keys without expiry: {forever}"
+
+
+def short(name: str) -> str:
+    """`decode-0` of `decode-<host>-<pid>-0`: on a bus that is not its own, `serve` makes its names unique."""
+    return re.sub(r"^(prefill|decode|router)-.*-(\d+)$", r"\1-\2", name)
 
 
 @contextmanager
