@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from splitserve.config import TransferSettings
-from splitserve.decode.effects import AbandonFetch, Attach, BlockPair, Fetch, Fetched, FetchFailed
+from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, FetchFailed
 from splitserve.decode.fetcher import REASONS, Fetcher
 from splitserve.errors import KvError
 from splitserve.faultpoints import Faults
@@ -18,7 +18,7 @@ from splitserve.kv.transfer.reader import KvReader
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.states import FailReason, Role
 from splitserve.telemetry.metrics import Metrics
-from support.kv import BLOCK_BYTES, BLOCKS, content, local_block, local_segment, other_life, owner
+from support.kv import BLOCK_BYTES, BLOCKS, content, local_block, local_segment, other_life, owner, pairs_of
 from support.waiting import until
 
 KEY = ("a", 1)
@@ -34,8 +34,8 @@ class Fetching:
         self.fetcher = Fetcher(reader, self.events.append, self.metrics, BLOCK)
 
     def fetch(self, handle: KvHandle, count: int = BLOCKS) -> None:
-        pairs = tuple(BlockPair(0, block, 1000 + block, block) for block in range(count))
-        self.fetcher.fetch(Fetch(KEY, handle, pairs))
+        pairs = pairs_of([(block, block) for block in range(count)])
+        self.fetcher.fetch(Fetch(KEY, handle, tuple(pairs)))
 
     async def outcome(self) -> Fetched | FetchFailed:
         await until(lambda: bool(self.events), "the end of the fetch")

@@ -175,7 +175,7 @@ def test_the_fetch_begins_only_when_handle_and_blocks_are_both_here() -> None:
     driver.now += 0.5
     driver.engine(reserved(cached=1))
     (fetch,) = driver.of(Fetch)
-    assert [(pair.source, pair.generation, pair.target) for pair in fetch.pairs] == [(51, 901, 11), (52, 902, 12)]
+    assert [(pair.remote, pair.generation, pair.local) for pair in fetch.pairs] == [(51, 901, 11), (52, 902, 12)]
     driver.event(fetched())
     (loaded,) = driver.published(KvLoaded, R1)
     assert (loaded.cached_tokens, loaded.bytes, loaded.handle_s, loaded.transfer_s) == (4, 300, 0.5, 0.02)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from simulation.invariants import require
 from simulation.memory import Memory
-from splitserve.decode.effects import BlockPair, Fetch, Fetched, FetchFailed
+from splitserve.decode.effects import Fetch, Fetched, FetchFailed
 from splitserve.kv.lease import Pin
+from splitserve.kv.transfer.base import BlockPair
 from splitserve.protocol.effects import Tick
 from splitserve.protocol.states import FailReason
 
@@ -32,7 +33,7 @@ class Transfer:
         self._owner = owner  # of a two-sided transport
         self._memory = memory
         self._began = reader.now
-        self._targets = [reader.memory.generations[pair.target] for pair in fetch.pairs]
+        self._targets = [reader.memory.generations[pair.local] for pair in fetch.pairs]
         self._abandoned = False
         self._severed = False
         self._pin: Pin | None = None
@@ -77,7 +78,7 @@ class Transfer:
         pair = self.fetch.pairs[at]
         middle = memory.block_tokens // 2
         start, stop = (0, middle) if half == 0 else (middle, memory.block_tokens)
-        self._reader.memory.fill(pair.target, self._targets[at], start, memory.cells[pair.source][start:stop])
+        self._reader.memory.fill(pair.local, self._targets[at], start, memory.cells[pair.remote][start:stop])
         self._last_byte = self._reader.now
         self._reader.later(self._pace(), self._copy, at + half, 1 - half)
 
@@ -112,7 +113,7 @@ class Transfer:
 
     def _unchanged(self, memory: Memory) -> bool:
         generations = memory.generations
-        return all(generations[pair.source] == pair.generation for pair in self.fetch.pairs)
+        return all(generations[pair.remote] == pair.generation for pair in self.fetch.pairs)
 
     def _waits(self, again: object, *args: object) -> bool:
         """Whether a two-sided owner is silent now: then `again` is tried later, or the transfer has failed."""
@@ -155,6 +156,6 @@ class Transfer:
 
 def a_validated_read_is_what_the_handle_named(source: Memory, target: Memory, pair: BlockPair) -> None:
     """Invariant 3."""
-    named, have = source.sealed.get((pair.source, pair.generation)), target.read(pair.target)
-    text = f"block {pair.source}@{pair.generation} held {named}, the reader has {have}"
+    named, have = source.sealed.get((pair.remote, pair.generation)), target.read(pair.local)
+    text = f"block {pair.remote}@{pair.generation} held {named}, the reader has {have}"
     require(named == have, "a_validated_read_is_what_the_handle_named", text)

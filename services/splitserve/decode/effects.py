@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from splitserve.kv.transfer.base import BlockPair
 from splitserve.protocol.effects import Answer, Ask, Publish
 from splitserve.protocol.handle import KvHandle, KvSource
 from splitserve.protocol.states import FailReason
 from splitserve.worker.effects import ToEngine
 
 Key = tuple[str, int]  # (rid, da): what engine and reader know a job by
-
-
-@dataclass(frozen=True, slots=True)
-class BlockPair:
-    """One block to fetch: theirs, its generation in the handle, ours."""
-
-    group: int
-    source: int
-    generation: int
-    target: int
-
 
 # --- commands ---
 

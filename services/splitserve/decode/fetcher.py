@@ -9,7 +9,6 @@ from typing import Any
 
 from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, FetchFailed, Key
 from splitserve.errors import ChecksumMismatch, Fenced, KvError, KvMismatch, Unreachable
-from splitserve.kv.transfer.base import BlockPair
 from splitserve.kv.transfer.reader import KvReader
 from splitserve.protocol.states import FailReason
 from splitserve.telemetry.metrics import Metrics
@@ -79,11 +78,10 @@ class Fetcher:
 
     async def _fetch(self, command: Fetch) -> Fetched | FetchFailed:
         key, handle = command.key, command.handle
-        pairs = [BlockPair(p.group, p.source, p.target, p.generation) for p in command.pairs]
-        tokens = handle.kv_tokens - self._block_tokens * (len(handle.groups[0].blocks) - len(pairs))
+        tokens = handle.kv_tokens - self._block_tokens * (len(handle.groups[0].blocks) - len(command.pairs))
         self._asked.inc(tokens)
         try:
-            result = await self._reader.fetch(handle, pairs)
+            result = await self._reader.fetch(handle, command.pairs)
         except KvError as error:
             reason = REASONS[type(error)]
             self._failed[reason].inc()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from splitserve.decode.effects import BlockPair
 from splitserve.decode.job import Job
 from splitserve.engine import door
 from splitserve.kv.prefix import block_hashes, chain_seed
+from splitserve.kv.transfer.base import BlockPair
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import KvReady
 
@@ -48,9 +48,7 @@ def pairs_of(handle: KvHandle, reserved: door.Reserved) -> tuple[BlockPair, ...]
     """Blocks to copy: all but those that our own prefix index had."""
     skip = reserved.cached_blocks
     return tuple(
-        BlockPair(group.group, source, generation, target)
+        BlockPair(group.group, remote, local, generation)
         for group, targets in zip(handle.groups, reserved.groups, strict=True)
-        for source, generation, target in zip(
-            group.blocks[skip:], group.generations[skip:], targets[skip:], strict=True
-        )
+        for remote, generation, local in zip(group.blocks[skip:], group.generations[skip:], targets[skip:], strict=True)
     )
