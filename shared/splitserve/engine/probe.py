@@ -89,7 +89,8 @@ class _Recorder:
         mask: torch.Tensor | None,
         options: Mapping[str, Any],
     ) -> torch.Tensor:
-        layer = int(getattr(module, "layer_idx", None) or 0) if hasattr(module, "layer_idx") else len(self.order)
+        index = getattr(module, "layer_idx", None)
+        layer = len(self.order) if index is None else int(index)
         self.order.append(layer)
         self._refuse_unknown(layer, mask, options)
         heads, tokens, k_dim = query.shape[1:]

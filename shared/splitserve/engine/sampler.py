@@ -35,10 +35,13 @@ class Sampler:
             return (), ()
         raw = logits[:, : self._vocab_size].float()
         adjusted = self._adjust(raw, rows)
-        ids = adjusted.argmax(-1)
+        ids = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
+        greedy = [i for i, row in enumerate(rows) if row.params.greedy]
         drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
+        if greedy:
+            ids[greedy] = _rows(adjusted, greedy).argmax(-1)
         if drawn:
-            ids[drawn] = _draw(adjusted[drawn], [rows[i] for i in drawn])
+            ids[drawn] = _draw(_rows(adjusted, drawn), [rows[i] for i in drawn])
         return tuple(ids.tolist()), _logprobs(raw, ids, rows)
 
     def _adjust(self, raw: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
@@ -68,6 +71,11 @@ class Sampler:
             logits[_ids([i for i in banned if 0 <= i < logits.shape[0]], logits)] = float("-inf")
 
 
+def _rows(logits: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+    """Those rows, without a copy when they are all."""
+    return logits if len(indices) == logits.shape[0] else logits[indices]
+
+
 def _has_penalty(p: SamplingParams) -> bool:
     return p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
 
@@ -94,8 +102,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
     """Ids `[N]` drawn from the filtered distribution of each row."""
     temperature = torch.tensor([max(row.params.temperature, _LEAST_TEMPERATURE) for row in rows], device=logits.device)
     scaled = logits / temperature[:, None]
-    best = scaled.max(-1, keepdim=True).values
-    weights = torch.exp(scaled - best)
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
     cutoff = _cutoffs(weights, rows)
     if cutoff is not None:
         weights = weights * (weights >= cutoff[:, None])

@@ -111,6 +111,10 @@ class TorchBackend(AttentionBackend[TorchPlan]):
             view.k[plan.block, :, plan.offset] = key
             view.v[plan.block, :, plan.offset] = value
         windowed = self.step_for(plan, layer.window)
+        if len(windowed.decodes) == 1 and not windowed.chunks:
+            (decodes,) = windowed.decodes
+            if isinstance(decodes.index, slice):  # all tokens of the step
+                return _decode(layer, query, *decodes.gather.load(view, layer.kv_heads), decodes)
         out = query.new_empty(query.shape[0], layer.heads, layer.v_dim)
         for decodes in windowed.decodes:
             out[decodes.index] = _decode(
