@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from simulation.faults import MessageFault, SingleFault
 from simulation.journal import table
-from simulation.schedules import PROFILES, Schedule, schedule_of
+from simulation.plan import Schedule
+from simulation.schedules import PROFILES, schedule_of
 from simulation.sweep import BASES, FIRST_BASE, base_schedule, run_single, single_faults
 from simulation.world import Result, run
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from simulation.invariants import require
+from simulation.plan import ClientPlan
 from simulation.reference import Reference
-from simulation.schedules import ClientPlan
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, Finished, GenerationEvent, Tokens
 

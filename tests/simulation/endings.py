@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from simulation.client import Client
 from simulation.inspection import left_in_engine, left_in_router, tombstones_left
 from simulation.invariants import require
+from simulation.plan import Fate, Schedule
 from simulation.router import RouterProcess
-from simulation.schedules import Fate, Schedule
 from simulation.worker import DecodeWorker, PrefillWorker
 from splitserve.errors import (
     BusUnavailable,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 LATE_S = 1.0  # a deadline may be seen so late
-ROOMY_BLOCKS = 30  # a smaller decode pool may be too small for a request
 MOST_DEATHS = {"decode": 10, "prefil": 4}  # 8 losses and one more of each; a death before acceptance is no loss
 DELAYS = 3  # of one answer's messages, behind each other
 STEPS = 60  # that one answer may need, prompt and queue included
@@ -80,8 +79,11 @@ def _never(_schedule: Schedule, _client: Client) -> bool:
     return False
 
 
-def _small_pools(schedule: Schedule, _client: Client) -> bool:
-    return schedule.cluster.decode_blocks < ROOMY_BLOCKS
+def _too_large(schedule: Schedule, client: Client) -> bool:
+    """All its answers together may outgrow the pool of a decode worker, of which each has a block in part."""
+    cluster, plan = schedule.cluster, client.plan
+    tokens = len(plan.ids) + plan.params.max_tokens + cluster.block_tokens
+    return len(plan.seeds) * tokens > cluster.decode_blocks * cluster.block_tokens
 
 
 def _raised(schedule: Schedule, _client: Client) -> bool:
@@ -126,7 +128,7 @@ def _long_in_queue(schedule: Schedule, _client: Client) -> bool:
 
 CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
     EngineFailed: _raised,
-    ContextTooLong: _small_pools,
+    ContextTooLong: _too_large,
     BusUnavailable: _bus,
     NoWorkers: _decode_away,
     RequestFailed: _slept,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from simulation.plan import Event, Fate
 from simulation.process import Process
 from simulation.router import LIVE, RouterProcess
-from simulation.schedules import Event, Fate
 from simulation.worker import Worker
 from splitserve.worker.effects import Drain
 

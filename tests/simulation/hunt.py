@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from simulation.schedules import Schedule, schedule_of
+from simulation.plan import Schedule
+from simulation.schedules import schedule_of
 from simulation.sweep import FIRST_BASE, base_schedule, run_single, single_faults
 from simulation.world import Result, run
 

@@ -6,7 +6,7 @@ good, and a token of the one never continues the other.
 
 from __future__ import annotations
 
-from simulation.schedules import ClientPlan
+from simulation.plan import ClientPlan
 from splitserve.engine.sequence import finish_reason
 from splitserve.protocol.states import FinishReason
 from support.toy_runner import toy_token
@@ -14,7 +14,7 @@ from support.toy_runner import toy_token
 VOCABULARY = 1 << 16  # large, so that a wrong history has no lucky token
 VARIANTS = 4
 EOS_IDS = frozenset(range(0, VOCABULARY, 16))
-MAX_MODEL_LEN = 96
+MAX_MODEL_LEN = 600
 
 
 class Reference:

@@ -2,109 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from random import Random
 
 from simulation.faults import MessageFault, Network, SingleFault
+from simulation.plan import ClientPlan, Cluster, Event, Fate, Schedule
 from splitserve.protocol.params import SamplingParams
 
 PROMPT_IDS = 1000  # ids that prompts are made of
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Size and speed. Times in seconds, (least, most)."""
-
-    prefill: int = 2
-    decode: int = 2
-    prefill_blocks: int = 64
-    decode_blocks: int = 64
-    block_tokens: int = 4
-    chunk_tokens: int = 16
-    decode_chunk_tokens: int = 8
-    max_num_seqs: int = 16
-    lease_ttl_s: float = 15.0
-    queue_timeout_s: float = 30.0
-    split: str = "always"
-    transport: str = "shm"
-    step_s: tuple[float, float] = (0.002, 0.01)
-    copy_s: tuple[float, float] = (0.0001, 0.001)  # one block
-    free_variant: bool = False  # "bf16": each sampling of one token may differ
-
-
-@dataclass(frozen=True, slots=True)
-class ClientPlan:
-    """One request, and what its client does on the way. `leaves_at` and `at` are instants; a stop is (choice, index)."""
-
-    at: float
-    ids: tuple[int, ...]
-    params: SamplingParams
-    seeds: tuple[int, ...]
-    timeout_s: float = 20.0
-    leaves_at: float | None = None
-    stop: tuple[int, int] | None = None
-    poison: str = ""  # workers whose names begin so die when they take it
-
-
-class Fate(StrEnum):
-    KILL = "kill"  # SIGKILL; the supervisor starts another life `seconds` later
-    FREEZE = "freeze"  # SIGSTOP, and SIGCONT `seconds` later
-    PARTITION = "partition"  # its lines go dead; noticed after some seconds
-    CUT = "cut"  # its lines break, and it knows
-    BUS_RESTART = "bus restart"  # everybody's
-    WEDGE = "wedge"  # the engine's step hangs for `seconds`
-    RAISE = "raise"  # the engine's next step raises
-    LEAVE = "leave"  # told to drain
-    NOTHING = "nothing"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    at: float
-    fate: Fate
-    target: str = ""  # a process; "" where it is everybody
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """All that happens in one run, besides what the cluster does by itself."""
-
-    seed: int
-    profile: str
-    cluster: Cluster
-    network: Network
-    clients: tuple[ClientPlan, ...]
-    events: tuple[Event, ...] = ()
-    singles: tuple[SingleFault, ...] = ()  # beside those of `network`
-    long: bool = False  # wait past the age of tombstones before the last look
-    switched_off: tuple[str, ...] = field(default=())  # safety rules
-
-    @property
-    def last_deadline(self) -> float:
-        return max((c.at + c.timeout_s for c in self.clients), default=0.0)
+LONGEST_STEM = 40  # tokens that prompts may share
 
 
 def _between(rng: Random, least: float, most: float) -> float:
     return least + (most - least) * rng.random()
 
 
-def _clients(rng: Random, most: int, span: float = 1.5, longest: int = 40) -> tuple[ClientPlan, ...]:
-    stems = [tuple(rng.randrange(PROMPT_IDS) for _ in range(longest)) for _ in range(2)]
-    return tuple(_client(rng, stems, span, longest) for _ in range(rng.randint(1, most)))
+def _clients(rng: Random, kind: Profile) -> tuple[ClientPlan, ...]:
+    stems = [tuple(rng.randrange(PROMPT_IDS) for _ in range(LONGEST_STEM)) for _ in range(2)]
+    return tuple(_client(rng, stems, kind) for _ in range(rng.randint(1, kind.clients)))
 
 
-def _client(rng: Random, stems: list[tuple[int, ...]], span: float, longest: int) -> ClientPlan:
-    shared = rng.choice(stems)[: rng.randrange(longest)]
+def _client(rng: Random, stems: list[tuple[int, ...]], kind: Profile) -> ClientPlan:
+    shared = rng.choice(stems)[: rng.randrange(LONGEST_STEM)]
     ids = shared + tuple(rng.randrange(PROMPT_IDS) for _ in range(rng.randint(1, 8)))
-    n = rng.choice((1, 1, 1, 2, 3))
+    n = rng.choice(kind.answers)
     params = SamplingParams(
-        max_tokens=rng.choice((1, 2, 3, 5, 8, 13, 30)),
+        max_tokens=rng.choice(kind.max_tokens),
         temperature=rng.choice((0.0, 1.0)),
         ignore_eos=rng.random() < 0.5,
     )
-    at = _between(rng, 0.6, 0.6 + span)
+    at = _between(rng, 0.6, 2.1)
     leaves = at + _between(rng, 0.0, 0.4) ** 2 * 4 if rng.random() < 0.15 else None
     stop = (rng.randrange(n), rng.randrange(params.max_tokens)) if rng.random() < 0.15 else None
     return ClientPlan(
@@ -152,6 +79,10 @@ SLOW = Cluster(step_s=(0.01, 0.08), copy_s=(0.001, 0.05))
 CRAWL = Cluster(
     chunk_tokens=4, decode_chunk_tokens=4, step_s=(0.05, 0.2), copy_s=(0.01, 0.2), lease_ttl_s=4.0, queue_timeout_s=5.0
 )
+LONG = Cluster(  # two long answers outgrow what was promised to them
+    prefill=1, decode=1, decode_blocks=110, prefill_blocks=220, block_tokens=8, chunk_tokens=64, decode_chunk_tokens=32,
+    step_s=(0.001, 0.002),
+)  # fmt: skip
 TINY = Cluster(prefill_blocks=16, decode_blocks=18, max_num_seqs=4)
 RACE = Cluster(prefill_blocks=16, decode_blocks=24, lease_ttl_s=0.3, copy_s=(0.02, 0.15), step_s=(0.005, 0.05))
 MISFORTUNES = (Fate.KILL, Fate.KILL, Fate.FREEZE, Fate.FREEZE, Fate.PARTITION, Fate.CUT, Fate.BUS_RESTART, Fate.WEDGE,
@@ -169,6 +100,8 @@ class Profile:
     clients: int = 4  # at most
     singles: int = 0  # at most: faults at random messages of a good network
     poison: tuple[str, ...] = ("",)
+    max_tokens: tuple[int, ...] = (1, 2, 3, 5, 8, 13, 30)
+    answers: tuple[int, ...] = (1, 1, 1, 2, 3)  # to one prompt
 
 
 PROFILES: dict[str, Profile] = {
@@ -178,8 +111,22 @@ PROFILES: dict[str, Profile] = {
     "freezes": Profile((Cluster(), SLOW), fates=(Fate.FREEZE, Fate.FREEZE, Fate.WEDGE)),
     "outages": Profile((Cluster(), SLOW), fates=(Fate.BUS_RESTART, Fate.PARTITION, Fate.CUT)),
     "few": Profile((Cluster(), SLOW, CRAWL, TINY), fates=(*MISFORTUNES, Fate.NOTHING), misfortunes=1, singles=4),
-    "crawl": Profile((CRAWL,), (Network(), LOSSY), (Fate.FREEZE, Fate.KILL, Fate.PARTITION, Fate.WEDGE), misfortunes=2),
-    "poison": Profile((Cluster(), SLOW), clients=3, poison=("", "decode", "prefill", "prefill-0")),
+    "crawl": Profile(
+        (CRAWL, CRAWL, replace(CRAWL, decode=1)),
+        (Network(), LOSSY),
+        (Fate.FREEZE, Fate.KILL, Fate.PARTITION, Fate.WEDGE),
+        misfortunes=2,
+    ),
+    "poison": Profile(
+        (Cluster(), SLOW, replace(SLOW, prefill=5)), clients=3, poison=("", "decode", "prefill", "prefill-0")
+    ),
+    "long": Profile(
+        (LONG,),
+        (Network(), Network(drop=0.01, double=0.01)),
+        clients=3,
+        max_tokens=(3, 440, 440, 440),
+        answers=(1, 1, 2),
+    ),
     "tiny": Profile((TINY,), (replace(LOSSY, drop=0.02),), MISFORTUNES, misfortunes=1, clients=8),
     "race": Profile((RACE,), (RACY,), (Fate.FREEZE, Fate.KILL, Fate.PARTITION), misfortunes=2, clients=8),
     "mixed": Profile(
@@ -194,6 +141,7 @@ WEIGHTS = (
     "calm", "lossy", "deaths", "freezes", "outages", "tiny", "tiny", "race", "race", "mixed", "mixed", "few", "few",
     "crawl", "crawl", "poison",
 )  # fmt: skip
+RARE = 64  # one seed in so many is a long one: it costs ten others
 
 
 def _single(rng: Random) -> SingleFault:
@@ -203,7 +151,7 @@ def _single(rng: Random) -> SingleFault:
 def schedule_of(seed: int, profile: str | None = None) -> Schedule:
     """The schedule of a seed; the profile too is the seed's unless named."""
     rng = Random(f"schedule {seed}")
-    name = profile or WEIGHTS[seed % len(WEIGHTS)]
+    name = profile or ("long" if seed % RARE == RARE - 1 else WEIGHTS[seed % len(WEIGHTS)])
     kind = PROFILES[name]
     cluster = rng.choice(kind.clusters)
     cluster = replace(
@@ -212,7 +160,7 @@ def schedule_of(seed: int, profile: str | None = None) -> Schedule:
         split=rng.choice(("always", "always", "auto", "never")) if cluster.prefill else "auto",
         transport=rng.choice(("shm", "shm", "tcp")),
     )
-    clients = tuple(replace(plan, poison=rng.choice(kind.poison)) for plan in _clients(rng, kind.clients))
+    clients = tuple(replace(plan, poison=rng.choice(kind.poison)) for plan in _clients(rng, kind))
     faults = [_single(rng) for _ in range(rng.randint(1, kind.singles))] if kind.singles else []
     return Schedule(
         seed=seed,

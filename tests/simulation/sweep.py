@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from simulation.faults import MessageFault, SingleFault
 from simulation.invariants import Violation
-from simulation.schedules import Schedule, schedule_of
+from simulation.plan import Schedule
+from simulation.schedules import schedule_of
 from simulation.world import Result, run
 
 BASES = 12

@@ -25,10 +25,10 @@ from simulation.fates import befall, poisoned
 from simulation.faults import MessageFaults, Network
 from simulation.invariants import Violation, require
 from simulation.journal import Journal
+from simulation.plan import Schedule
 from simulation.process import Process
 from simulation.reference import Reference
 from simulation.router import RouterProcess
-from simulation.schedules import Schedule
 from simulation.store import ToyRedis
 from simulation.worker import DecodeWorker, PrefillWorker, Worker
 from splitserve.config import RoutingSettings

@@ -250,11 +250,11 @@ class DecodeJobs:
         unfit = desk.unfit(asked.fingerprint, tokens, new=new)
         if unfit is not None or not self._rules.promise:
             return unfit
-        capacity = int(desk.identity.total_blocks * self._limits.pool_share)
-        if need > capacity:
-            return desk.refuse(RefuseReason.TOO_LONG, f"{need} blocks are more than the {capacity} of this pool")
-        promised = self.promised_blocks
-        if promised + need > capacity:
+        total = desk.identity.total_blocks
+        if need > total:
+            return desk.refuse(RefuseReason.TOO_LONG, f"{need} blocks are more than the {total} of this pool")
+        capacity, promised = int(total * self._limits.pool_share), self.promised_blocks
+        if promised and promised + need > capacity:  # alone, it may have all: when moved it needs more than at first
             return desk.refuse(RefuseReason.FULL, f"{need} blocks beside {promised} promised of {capacity}")
         return None
 
