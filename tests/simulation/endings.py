@@ -19,7 +19,6 @@ from splitserve.errors import (
     LossBudgetSpent,
     NoWorkers,
     Overloaded,
-    RequestFailed,
     SplitserveError,
 )
 from splitserve.router.records import Record
@@ -106,10 +105,6 @@ def _killed_too_many(_schedule: Schedule, client: Client) -> bool:
     return client.plan.poison == "decode"
 
 
-def _slept(schedule: Schedule, _client: Client) -> bool:
-    return any(e.fate is Fate.FREEZE and e.target == "router" and e.seconds > 5.0 for e in schedule.events)
-
-
 def _trouble_s(schedule: Schedule) -> float:
     """What events, messages that came late, and slow steps may have cost one answer, in seconds."""
     late_s = DELAYS * schedule.network.late[1] if schedule.network.delay else sum(s.late for s in schedule.singles)
@@ -131,7 +126,6 @@ CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
     ContextTooLong: _too_large,
     BusUnavailable: _bus,
     NoWorkers: _decode_away,
-    RequestFailed: _slept,
     DeadlineExceeded: _out_of_time,
     LossBudgetSpent: _killed_too_many,
     Overloaded: _long_in_queue,

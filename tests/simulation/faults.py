@@ -25,6 +25,7 @@ class Network:
     double: float = 0.0
     delay: float = 0.0
     late: tuple[float, float] = (0.01, 3.0)
+    only: frozenset[str] = frozenset()  # kinds that are hurt; empty: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class MessageFaults:
             single = self._singles.get(self.counted)
             if single is not None:
                 return self._hurt(latency, single.fault, single.late)
-        if not self._faulty:
+        only = self._network.only
+        if not self._faulty or (only and type(message).__name__ not in only):
             return (latency,), None
         dice = self._random()
         if dice >= self._faulty:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitserve.config import RoutingSettings
-from splitserve.errors import BusUnavailable, NoWorkers, RequestFailed, SplitserveError
+from splitserve.errors import BusUnavailable, NoWorkers, SplitserveError
 from splitserve.protocol.effects import Answered, BusDown, BusUp, NoAnswer, Received, Tick, Unanswered
 from splitserve.protocol.messages import (
     Beat,
@@ -44,7 +44,6 @@ from splitserve.router.scout import Scout
 PING_S = 0.3
 SERVE_AGAIN_S = 0.1  # the queue is looked at again while somebody waits
 BUS_AWAY_S = 15.0
-FROZEN_S = 5.0  # workers give up a router that is silent for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class PingTag:
 
 @dataclass(frozen=True, slots=True)
 class CoreTimer:
-    """`serve` the queue, `bus` away too long, `pulse` while anything lives (a frozen router sees its gap)."""
+    """`serve` the queue, `bus` away too long."""
 
     what: str
 
@@ -87,7 +86,6 @@ class RouterCore:
             queue=Queue(),
         )
         self._lives: dict[str, Lifecycle] = {}
-        self._last_event_at: float | None = None
         self._routes: dict[type, Callable[[Any], None]] = {
             Received: self._received,
             Answered: self._answered,
@@ -115,7 +113,6 @@ class RouterCore:
     def handle(self, event: RouterEvent, now: float) -> list[RouterCommand]:
         """Commands that follow from an event, in the order to carry them out. Never raises: see `Crashed`."""
         self._out.now = now
-        self._notice_freeze(now)
         self._guarded("", self._routes[type(event)], event)
         self._guarded("", self._close_event)
         return self._out.take()
@@ -191,7 +188,6 @@ class RouterCore:
             self._out.put(Deliver(submission.rid, Done(error), 0))
             return
         self._lives[submission.rid] = Lifecycle(submission, self._desk)
-        self._out.timers.set(CoreTimer("pulse"), self._out.now + 1.0)
 
     def _stop(self, event: Stop) -> None:
         self._with(event.rid, lambda life: life.stop(event.choice))
@@ -257,7 +253,7 @@ class RouterCore:
             wanted = life.kv_ready(message)
 
         self._with(handle.rid, take)
-        if not wanted and self._desk.rules.release_stale_handles:
+        if not wanted:
             self._desk.chores.release(handle.owner, handle.id, handle.token)
 
     def _kv_loaded(self, message: KvLoaded) -> None:
@@ -367,15 +363,6 @@ class RouterCore:
         self._gap_everywhere()
         self._desk.queue.serve = True
 
-    def _notice_freeze(self, now: float) -> None:
-        """We slept past our workers' patience: what they had of us is gone."""
-        last, self._last_event_at = self._last_event_at, now
-        if last is None or now - last <= FROZEN_S or not self._desk.rules.end_after_freeze:
-            return
-        self._end_all(
-            RequestFailed(f"the router stood still for {now - last:.1f} s; workers give up after {FROZEN_S:g} s")
-        )
-
     def _end_all(self, error: SplitserveError) -> None:
         for rid in list(self._lives):
             self._with(rid, lambda life: life.fail(error))
@@ -398,8 +385,6 @@ class RouterCore:
             self._end_all(BusUnavailable(f"the bus has been away for {BUS_AWAY_S:g} s", retry_after_s=5.0))
         elif what == "serve":
             self._desk.queue.serve = True
-        elif self._lives:
-            self._out.timers.set(CoreTimer("pulse"), self._out.now + 1.0)
 
     def _close_event(self) -> None:
         """The end of every event."""

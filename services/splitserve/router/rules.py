@@ -1,5 +1,7 @@
 """Rules of the router that look like pedantry, each behind a switch, so that the simulator can show what each is for.
 
+Without some of them an answer breaks, without others it only comes later or is computed twice: `tests/simulation/focuses`.
+
 | rule | what goes wrong without it |
 |---|---|
 | `guard_da` | a late row, KvLoaded, KvFailed or Preempted of a lost decode attempt is taken for the current one's |
@@ -19,11 +21,9 @@
 | `progress_timer` | a frozen prefill worker holds a request for ever |
 | `pause_when_sick` | after an outage of our own, every prefill looks stuck |
 | `renew_while_transferring` | the lease ends while a second decode worker is looked for |
-| `release_stale_handles` | a woken worker's late KvReady holds its blocks until the lease ends |
 | `queue_age` | a request that no worker takes waits until its deadline |
 | `loss_budget` | a request that kills its workers kills all of them |
 | `prefill_losses` | a request whose prefills fail never falls back to its decode worker |
-| `end_after_freeze` | a router that slept past its workers' patience streams on from where nobody is |
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ class Rules:
     progress_timer: bool = True
     pause_when_sick: bool = True
     renew_while_transferring: bool = True
-    release_stale_handles: bool = True
     queue_age: bool = True
     loss_budget: bool = True
     prefill_losses: bool = True
-    end_after_freeze: bool = True
