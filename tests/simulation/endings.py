@@ -106,8 +106,9 @@ def _killed_too_many(_schedule: Schedule, client: Client) -> bool:
 
 
 def _trouble_s(schedule: Schedule) -> float:
-    """What events, messages that came late, and slow steps may have cost one answer, in seconds."""
-    late_s = DELAYS * schedule.network.late[1] if schedule.network.delay else sum(s.late for s in schedule.singles)
+    """What events, messages that came late or never, and slow steps may have cost one answer, in seconds."""
+    network = schedule.network
+    late_s = DELAYS * network.late[1] if network.delay + network.drop else sum(s.late for s in schedule.singles)
     events_s = sum(event.seconds + RECOVERY_S for event in schedule.events)
     poison_s = POISON_S if _poisoned(schedule, "") else 0.0
     return late_s + events_s + poison_s + STEPS * schedule.cluster.step_s[1]

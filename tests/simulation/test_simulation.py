@@ -43,7 +43,7 @@ def test_a_fault_at_any_one_message_costs_no_answer(base: int) -> None:
         result = run_single(schedule)
         assert result.violation is None, f"base {base}, {schedule.singles}: {result.violation}"
         runs += 1
-    assert runs > 100
+    assert runs > 40
 
 
 def test_the_seeds_meet_every_message_and_every_end() -> None:
@@ -56,7 +56,7 @@ def test_the_seeds_meet_every_message_and_every_end() -> None:
         "Pong", "ReleaseAnswer", "RenewAnswer", "Release", "Renew", "KvReady", "KvLoaded", "KvFailed", "TokenFrame",
         "Preempted", "Digest", "Beat",
     }  # fmt: skip
-    assert {row for table, row in counts if table == "requests"} >= {"finished", "gone", "DeadlineExceeded"}
+    assert {row for table, row in counts if table == "requests"} >= {"finished", "left", "DeadlineExceeded"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
