@@ -94,7 +94,8 @@ def _bus(schedule: Schedule, _client: Client) -> bool:
 
 
 def _decode_away(schedule: Schedule, _client: Client) -> bool:
-    return _has(schedule, *Fate, target="decode") or _poisoned(schedule, "decode")
+    unknown = _has(schedule, Fate.KILL, target="router")  # a new router has not heard of anybody
+    return unknown or _has(schedule, *Fate, target="decode") or _poisoned(schedule, "decode")
 
 
 def _poisoned(schedule: Schedule, victims: str) -> bool:
@@ -162,8 +163,8 @@ def _left_in_store(world: World) -> str | None:
     """Invariant 5's other half: the store has each answered request's one final state."""
     for client in world.clients:
         kept = world.redis.rows.get(client.rid)
-        if client.done is None or kept is None:
-            continue
+        if client.done is None or kept is None or kept.row.owner != world.router.name:
+            continue  # a dead router's last commit is lost with it: the key's age ends it
         if not kept.row.final:
             return f"the store has {client.rid} as {kept.row.fields.get('state')}"
     return None

@@ -56,7 +56,6 @@ class RouterProcess(Process):
 
     def submit(self, client: Client) -> None:
         plan = client.plan
-        self.clients[client.rid] = client
         client.began_at = self.world.clock.now
         self.handle(Submit(Submission(client.rid, MODEL, plan.ids, plan.params, plan.seeds, plan.timeout_s)))
 

@@ -61,7 +61,7 @@ def _events(rng: Random, cluster: Cluster, clients: tuple[ClientPlan, ...], prof
     return tuple(sorted(found, key=lambda event: event.at))
 
 
-_ROUTER_TOO = (Fate.FREEZE, Fate.PARTITION, Fate.CUT)
+_ROUTER_TOO = (Fate.FREEZE, Fate.PARTITION, Fate.CUT, Fate.KILL)
 
 
 def _seconds(rng: Random, fate: Fate) -> float:

@@ -183,6 +183,7 @@ class World:
         if not router.alive:
             client.gone = True
             return
+        router.clients[client.rid] = client
         router.soon(router.submit, client)
         if client.plan.leaves_at is not None:
             self.clock.at(client.plan.leaves_at, router.soon, self._leave, router, client)
