@@ -23,6 +23,7 @@ class Client:
         self.done: Done | None = None
         self.began_at = plan.at
         self.done_at = 0.0
+        self.submitted = False
         self.gone = False
         self._reference = reference
 

@@ -56,6 +56,7 @@ class RouterProcess(Process):
 
     def submit(self, client: Client) -> None:
         plan = client.plan
+        client.submitted = True
         client.began_at = self.world.clock.now
         self.handle(Submit(Submission(client.rid, MODEL, plan.ids, plan.params, plan.seeds, plan.timeout_s)))
 
@@ -94,7 +95,7 @@ class RouterProcess(Process):
         for command in commands:
             if isinstance(command, Save):
                 self._moved(event, command.record)
-        if any(client.done is None and not client.gone for client in self.clients.values()):
+        if any(c.submitted and c.done is None and not c.gone for c in self.clients.values()):
             require(self.core.wake_at() is not None, "every_live_request_has_a_timer", f"{self.name} has none")
 
     def _moved(self, event: Any, record: Record) -> None:
