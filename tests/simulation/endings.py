@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 LATE_S = 1.0  # a deadline may be seen so late
-MOST_DEATHS = {"decode": 10, "prefil": 4}  # 8 losses and one more of each; a death before acceptance is no loss
+MOST_DEATHS = {"decode": 10, "prefil": 3}  # 8 losses and one more; a death before acceptance is no loss
 DELAYS = 3  # of one answer's messages, behind each other
 STEPS = 60  # that one answer may need, prompt and queue included
 POISON_S = 10.0  # in which a poison kills one worker after the other, under others too
@@ -102,8 +102,8 @@ def _poisoned(schedule: Schedule, victims: str) -> bool:
     return any(client.poison.startswith(victims) for client in schedule.clients if client.poison)
 
 
-def _killed_too_many(_schedule: Schedule, client: Client) -> bool:
-    return client.plan.poison == "decode"
+def _killed_too_many(schedule: Schedule, _client: Client) -> bool:
+    return _poisoned(schedule, "decode")  # who shares workers with a poison is lost with it
 
 
 def _trouble_s(schedule: Schedule) -> float:

@@ -223,6 +223,7 @@ class Lifecycle:
         r, decode = self.request, self.request.decode
         r.count("prefill_lost" if lost else "prefill_refused")
         r.prefill_losses += lost
+        r.wish.local = r.prefill_losses >= PREFILL_LOSSES and self._desk.rules.prefill_losses
         fingerprint = r.prefill.fingerprint if r.prefill else ""
         self._drop_prefill(cause)
         if r.state is S.TRANSFERRING:
@@ -233,10 +234,10 @@ class Lifecycle:
             self.lose_decode(cause)
             return
         reader = None
-        if r.prefill_losses < PREFILL_LOSSES or not self._desk.rules.prefill_losses:
+        if not r.wish.local:
             name = self._desk.scout.prefill(r.wish, r.context, fingerprint, self._desk.now)
             reader = self._desk.fleet.get(name) if name else None
-        if reader is None and not lost and r.split(self._desk.settings) is Split.ALWAYS:
+        if reader is None and not lost and not r.wish.local and r.split(self._desk.settings) is Split.ALWAYS:
             self.lose_decode(cause, counts=False)  # back to the queue until a prefill worker has room
             return
         r.pa += 1

@@ -35,6 +35,7 @@ class Wish:
     never: dict[str, str] = field(default_factory=dict[str, str])  # refused for good, and why
     last: str = ""
     moved: bool = False
+    local: bool = False  # too many prefill workers were lost under it: decode reads the prompt
     _hashes: dict[tuple[str, int], list[bytes]] = field(default_factory=dict[tuple[str, int], list[bytes]])
 
     def hashes(self, worker: Worker) -> Sequence[bytes]:
@@ -107,7 +108,7 @@ class Scout:
         return min(worker.seen.overlap(wish.hashes(worker)), (tokens - 1) // size) * size
 
     def _need(self, wish: Wish, tokens: int) -> Need:
-        split = Split(wish.submission.split or self._settings.split)
+        split = Split.NEVER if wish.local else Split(wish.submission.split or self._settings.split)
         return Need(tokens, split, moved=wish.moved, last=wish.last)
 
     def _candidates(self, wish: Wish, workers: Sequence[Worker], tokens: int, now: float) -> list[Candidate]:
