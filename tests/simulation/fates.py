@@ -24,7 +24,7 @@ def befall(world: World, event: Event) -> None:
     process = world.processes.get(event.target)
     if event.fate is Fate.BUS_RESTART:
         _bus_restart(world, event)
-    elif process is not None and process.alive:
+    elif process is not None and process.alive and event.fate in FATES:
         _count(world, event, process)
         FATES[event.fate](world, event, process)
 
@@ -136,10 +136,6 @@ def _leave_when_idle(world: World, event: Event, process: Worker, latest: float)
         world.clock.after(0.5, _leave_when_idle, world, event, process, latest)
 
 
-def _nothing(_world: World, _event: Event, _process: Process) -> None:
-    """A run may also be spared."""
-
-
 FATES: dict[Fate, Callable[[World, Event, Process], None]] = {
     Fate.KILL: _kill,
     Fate.FREEZE: _freeze,
@@ -148,5 +144,4 @@ FATES: dict[Fate, Callable[[World, Event, Process], None]] = {
     Fate.WEDGE: _wedge,
     Fate.RAISE: _raise,
     Fate.LEAVE: _leave,
-    Fate.NOTHING: _nothing,
 }

@@ -53,7 +53,7 @@ class Fate(StrEnum):
     WEDGE = "wedge"  # the engine's step hangs for `seconds`
     RAISE = "raise"  # the engine's next step raises
     LEAVE = "leave"  # told to drain
-    NOTHING = "nothing"
+    NOTHING = "nothing"  # a run may also be spared
 
 
 @dataclass(frozen=True, slots=True)

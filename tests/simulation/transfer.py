@@ -101,7 +101,8 @@ class Transfer:
 
     def _fail(self, reason: FailReason, message: str) -> None:
         self._unpin()
-        self._reader.world.journal.count("transfer failed", f"{reason}: {message.split(' as ')[0]}")
+        transport = self._reader.world.cluster.transport
+        self._reader.world.journal.count("transfer failed", f"{transport}, {reason}")
         self._reader.transfer_over(self)
         self._reader.handle(FetchFailed(self.fetch.key, reason, message))
 
