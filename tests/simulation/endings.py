@@ -93,9 +93,10 @@ def _bus(schedule: Schedule, _client: Client) -> bool:
     return _has(schedule, Fate.BUS_RESTART) or _has(schedule, Fate.CUT, Fate.PARTITION, Fate.FREEZE, target="router")
 
 
-def _decode_away(schedule: Schedule, _client: Client) -> bool:
+def _decode_away(schedule: Schedule, client: Client) -> bool:
     unknown = _has(schedule, Fate.KILL, target="router")  # a new router has not heard of anybody
-    return unknown or _has(schedule, *Fate, target="decode") or _poisoned(schedule, "decode")
+    unheard = _bus(schedule, client) and _long_in_queue(schedule, client)
+    return unknown or unheard or _has(schedule, *Fate, target="decode") or _poisoned(schedule, "decode")
 
 
 def _poisoned(schedule: Schedule, victims: str) -> bool:
