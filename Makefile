@@ -8,7 +8,7 @@ SEEDS ?= 2000
 FAST := not model and not slow and not e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast check format bench simulate clean
+.PHONY: help up test test-all test-fast check format bench simulate clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,10 @@ help: ## what there is
 up: $(VENV)/.runtime ## install, get the model, start everything; ARGS="--prefill 2 --decode 2" passes flags on
 	@exec $(BIN)/splitserve serve $(ARGS)
 
-test: check ## the whole test suite (a quarter of an hour on two cores)
+test: check ## the suite without what takes minutes or disturbs whole clusters
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: check ## every test there is
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.dev ## what needs no model and no cluster

@@ -66,7 +66,8 @@ async def test_a_finished_request_is_still_known_from_redis(pair: Cluster, clien
         fields: dict[str, str] = {}
         async with asyncio.timeout(5):  # the group commit comes 20 ms later
             while fields.get("state") != "finished":
-                fields = await redis.hgetall(f"ss:default:req:{answer.id}")
+                found = await redis.hgetall(f"ss:default:req:{answer.id}")
+                fields = {str(key): str(value) for key, value in found.items()}
         age = await redis.ttl(f"ss:default:req:{answer.id}")
     finally:
         await redis.aclose()

@@ -76,13 +76,23 @@ def test_a_child_that_never_becomes_ready_is_given_up_after_its_tries() -> None:
     assert "SIGKILL (out of memory?)" in command.error.message
 
 
-def test_a_child_that_is_not_ready_in_time_is_killed_once() -> None:
+def test_a_child_that_is_not_ready_in_time_at_first_is_given_up() -> None:
     policy = child()
     assert policy.tick(100) == []
     (command,) = policy.tick(101)
+    assert isinstance(command, GiveUp)
+    assert isinstance(command.error, NeverReady)
+    assert command.error.message.startswith("prefill-0 was not ready in 100 s")
+
+
+def test_a_restarted_child_that_is_not_ready_in_time_is_killed_once() -> None:
+    policy = ready_child()
+    policy.exited(10, -9, "")
+    policy.started(11)
+    (command,) = policy.tick(112)
     assert isinstance(command, Kill)
     assert "100 s" in command.reason
-    assert policy.tick(102) == []
+    assert policy.tick(113) == []
 
 
 def test_a_stuck_step_is_killed_once_and_a_long_one_is_not() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from simulation.clock import Clock
 from simulation.faults import MessageFaults
 from simulation.journal import Journal
+from splitserve.protocol.codec import decode, encode
 from splitserve.protocol.effects import NoAnswer
 from splitserve.protocol.messages import Message
 
@@ -37,12 +38,15 @@ class Connection:
 class Bus:
     """The server."""
 
-    def __init__(self, clock: Clock, faults: MessageFaults, journal: Journal, all_beats: str) -> None:
+    def __init__(
+        self, clock: Clock, faults: MessageFaults, journal: Journal, all_beats: str, *, as_bytes: bool = False
+    ) -> None:
         self._clock = clock
         self._faults = faults
         self._journal = journal
         self._subscribers: dict[str, list[tuple[Connection, Handler]]] = {}
         self._inboxes: dict[str, tuple[Connection, Inbox]] = {}
+        self._as_bytes = as_bytes  # through the codec, as between real processes
         self._marks = 0
         self._all_beats = all_beats
         self._beats = all_beats.removesuffix(">")
@@ -118,14 +122,17 @@ class Bus:
             subject = self._all_beats
         for connection, handler in tuple(self._subscribers.get(subject, ())):
             reached = reached or connection.up
-            self._deliver(connection, handler, message, reply_to)
+            self._deliver(connection, handler, self._carried(message), reply_to)
         if not reached and reply_to is not None:
             connection, inbox = self._inboxes[reply_to]
             self._deliver(connection, inbox, NoAnswer.NO_RESPONDERS)
 
     def _arrive_answer(self, reply_to: str, message: Message) -> None:
         connection, inbox = self._inboxes[reply_to]
-        self._deliver(connection, inbox, message)
+        self._deliver(connection, inbox, self._carried(message))
+
+    def _carried(self, message: Message) -> Message:
+        return decode(encode(message)) if self._as_bytes else message
 
     def _deliver(self, connection: Connection, call: Callable[..., None], *args: Any) -> None:
         if connection.held is not None:

@@ -7,6 +7,7 @@ from simulation.plan import ClientPlan
 from simulation.reference import Reference
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, Finished, GenerationEvent, Tokens
+from support.toy_runner import toy_logprob
 
 PARTS_S = 1e-6  # what the sum of stages may differ from the whole by rounding
 
@@ -54,6 +55,9 @@ class Client:
         require(bool(event.ids), rule, f"{where}: an event without tokens")
         require(event.first_index == len(delivered), rule, f"{where} has {len(delivered)}, hears {event}")
         require(self.ends[event.choice] is None, rule, f"{where} ended with {self.ends[event.choice]!r}, hears {event}")
+        wanted = event.ids if self.plan.params.logprobs is not None else ()
+        told = tuple(logprob.logprob for logprob in event.logprobs)
+        require(told == tuple(map(toy_logprob, wanted)), "each_token_has_its_logprob", f"{where}: {event}")
         for token in event.ids:
             ended = self._reference.end(self.plan, delivered)
             require(ended is FinishReason.RUNNING, rule, f"{where}: {token} after the end {ended!r} of {delivered}")

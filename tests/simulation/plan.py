@@ -75,7 +75,7 @@ class Schedule:
     clients: tuple[ClientPlan, ...]
     events: tuple[Event, ...] = ()
     singles: tuple[SingleFault, ...] = ()  # beside those of `network`
-    long: bool = False  # wait past the age of tombstones before the last look
+    long: bool = False  # messages pass the codec, and the last look waits past the age of tombstones
     switched_off: tuple[str, ...] = field(default=())  # safety rules
 
     @property

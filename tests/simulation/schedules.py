@@ -30,6 +30,7 @@ def _client(rng: Random, stems: list[tuple[int, ...]], kind: Profile) -> ClientP
         max_tokens=rng.choice(kind.max_tokens),
         temperature=rng.choice((0.0, 1.0)),
         ignore_eos=rng.random() < 0.5,
+        logprobs=rng.choice((None, None, 0)),
     )
     at = _between(rng, 0.6, 2.1)
     leaves = at + _between(rng, 0.0, 0.4) ** 2 * 4 if rng.random() < 0.15 else None

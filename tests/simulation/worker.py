@@ -97,6 +97,10 @@ class Worker(Process):
         """May leave."""
         raise NotImplementedError
 
+    @property
+    def promised_blocks(self) -> int:
+        raise NotImplementedError
+
     def _variant(self) -> int:
         return self.world.rng.randrange(VARIANTS)
 
@@ -173,11 +177,18 @@ class Worker(Process):
         if batch is None:
             return
         blocks_add_up(self)
+        self._promises_fit()
         for event in batch.events:
             if isinstance(event, door.Prefilled):
                 for group in event.groups:
                     self.memory.seal(group.blocks, group.generations)
         self.handle(EngineBatch(batch))
+
+    def _promises_fit(self) -> None:
+        """Invariant 10: what is held and promised has room. A long answer may outgrow its promise: it gives way."""
+        promised, total = self.promised_blocks, self.memory.pool.total
+        fits = promised <= total or self.world.schedule.profile == "long"
+        require(fits, "promises_fit", f"{self.name} promised {promised} blocks of {total}")
 
     def handled(self, event: Any, commands: list[Any]) -> None:
         if isinstance(event, Received) and isinstance(event.message, Cancel):
@@ -210,6 +221,10 @@ class PrefillWorker(Worker):
     def idle(self) -> bool:
         return self.jobs.idle
 
+    @property
+    def promised_blocks(self) -> int:
+        return self.jobs.promised_blocks
+
     def beat_of(self, step_age_ms: int) -> Beat:
         return self.jobs.beat(self.now, step_age_ms)
 
@@ -233,6 +248,10 @@ class DecodeWorker(Worker):
     @property
     def idle(self) -> bool:
         return self.jobs.idle
+
+    @property
+    def promised_blocks(self) -> int:
+        return self.jobs.promised_blocks
 
     def beat_of(self, step_age_ms: int) -> Beat:
         return self.jobs.beat(self.now, step_age_ms)

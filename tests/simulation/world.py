@@ -76,7 +76,7 @@ class World:
         self.clock = Clock()
         self.subjects = Subjects("sim")
         self.faults = MessageFaults(Random(f"network {schedule.seed}"), Network(), schedule.singles)
-        self.bus = Bus(self.clock, self.faults, journal, self.subjects.all_beats)
+        self.bus = Bus(self.clock, self.faults, journal, self.subjects.all_beats, as_bytes=schedule.long)
         self.redis = ToyRedis()
         self.router_rules, self.worker_rules = _rules(schedule.switched_off)
         self.routing = _settings(schedule.cluster.split, schedule.cluster.queue_timeout_s)

@@ -23,6 +23,10 @@ def toy_token(ids: Sequence[int], seed: int, index: int, vocab: int = 97, varian
     return crc32(array("Q", (seed, index, variant)).tobytes() + array("I", ids).tobytes()) % vocab
 
 
+def toy_logprob(token: int) -> float:
+    return -1.0 - token / 100
+
+
 class ToyStorage:
     """KV of one worker: `block_tokens` ids a block. `read` and `write` are what a transfer does."""
 
@@ -80,7 +84,7 @@ class ToyRunner:
             for sample in row.samples:
                 token = toy_token(read, sample.seed, sample.index, self.vocab, self._variant())
                 ids.append(token)
-                logprobs.append(None if sample.params.logprobs is None else TokenLogprob(-1.0 - token / 100, 1))
+                logprobs.append(None if sample.params.logprobs is None else TokenLogprob(toy_logprob(token), 1))
         return StepOutput(tuple(ids), tuple(logprobs))
 
     def execute(self, batch: StepBatch) -> StepOutput:

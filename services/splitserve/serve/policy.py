@@ -86,7 +86,10 @@ class ChildPolicy:
         if self.phase is Phase.PAUSED and now >= self.restart_at:
             return [Start()]
         if self.phase is Phase.STARTING and now - self.since > self.rules.start_s:
-            return self._kill(f"it was not ready in {self.rules.start_s:g} s")
+            reason = f"was not ready in {self.rules.start_s:g} s"
+            if self.ever_ready:
+                return self._kill(reason)
+            return [GiveUp(NeverReady(f"{self.name} {reason}; what it said is above; --start-timeout gives it longer"))]
         return []
 
     def exited(self, now: float, code: int, last_words: str) -> list[Command]:

@@ -104,6 +104,7 @@ class Supervisor:
             log.warning("child ended", extra={"child": entry.spec.name, "exit_code": code, "said": words})
             self._raise_if_told(entry.policy.exited(now, code, words))
         commands = entry.policy.tick(now)
+        self._raise_if_told(commands)
         self._kill_if_told(entry, commands)
         if Start() in commands:
             entry.child = await Child.start(entry.spec, entry.echo)
