@@ -136,9 +136,11 @@ class Store:
         with suppress(TimeoutError):
             async with asyncio.timeout(flush_s):
                 await self._idle.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:  # redis-py may take a cancel for its own time-out, and then goes on
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=RETRY_EVERY_S)
         await self._redis.aclose()
 
     async def _write_forever(self) -> None:
