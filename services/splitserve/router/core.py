@@ -19,11 +19,9 @@ from splitserve.protocol.messages import (
     KvFailed,
     KvLoaded,
     KvReady,
-    Message,
     Ping,
     Preempted,
     RenewAnswer,
-    ResumeRow,
     TokenFrame,
 )
 from splitserve.protocol.states import RequestState, Role
@@ -31,13 +29,15 @@ from splitserve.protocol.subjects import Subjects
 from splitserve.router import admission, digests
 from splitserve.router.chores import Chores, FinAckTimer, ReleaseTag, RenewTimer, ResumeTag
 from splitserve.router.desk import Desk, LifeTimer, Queue
-from splitserve.router.effects import Crashed, Deliver, Leave, RouterCommand, RouterEvent, Stop, Submit
+from splitserve.router.effects import Deliver, Leave, RouterCommand, RouterEvent, Stop, Submit
 from splitserve.router.fleet import Fleet, Life, Worker
 from splitserve.router.generation import Done, Submission
 from splitserve.router.inbox import Inbox
 from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
+from splitserve.router.lives import Lives
 from splitserve.router.outbox import Outbox
+from splitserve.router.patience import due
 from splitserve.router.rules import Rules
 from splitserve.router.scout import Scout
 
@@ -85,7 +85,7 @@ class RouterCore:
             scout=Scout(self._fleet, settings),
             queue=Queue(),
         )
-        self._lives: dict[str, Lifecycle] = {}
+        self._lives = Lives(self._desk)
         self._routes: dict[type, Callable[[Any], None]] = {
             Received: self._received,
             Answered: self._answered,
@@ -113,8 +113,8 @@ class RouterCore:
     def handle(self, event: RouterEvent, now: float) -> list[RouterCommand]:
         """Commands that follow from an event, in the order to carry them out. Never raises: see `Crashed`."""
         self._out.now = now
-        self._guarded("", self._routes[type(event)], event)
-        self._guarded("", self._close_event)
+        self._lives.guarded("", self._routes[type(event)], event)
+        self._lives.guarded("", self._close_event)
         return self._out.take()
 
     def wake_at(self) -> float | None:
@@ -164,7 +164,7 @@ class RouterCore:
     @property
     def live(self) -> dict[str, RequestState]:
         """Requests without an end yet."""
-        return {rid: life.request.state for rid, life in self._lives.items()}
+        return {life.request.rid: life.request.state for life in self._lives}
 
     @property
     def waiting(self) -> admission.Waiting:
@@ -177,7 +177,7 @@ class RouterCore:
 
     def lives(self) -> dict[str, Lifecycle]:
         """For invariant checks."""
-        return dict(self._lives)
+        return {life.request.rid: life for life in self._lives}
 
     # --- requests ---
 
@@ -187,39 +187,13 @@ class RouterCore:
         if error is not None:
             self._out.put(Deliver(submission.rid, Done(error), 0))
             return
-        self._lives[submission.rid] = Lifecycle(submission, self._desk)
+        self._lives.begin(submission)
 
     def _stop(self, event: Stop) -> None:
-        self._with(event.rid, lambda life: life.stop(event.choice))
+        self._lives.act(event.rid, lambda life: life.stop(event.choice))
 
     def _leave(self, event: Leave) -> None:
-        self._with(event.rid, Lifecycle.leave)
-
-    def _with(self, rid: str, act: Callable[[Lifecycle], object]) -> None:
-        """Act on a request if it lives. An exception ends this request alone."""
-        life = self._lives.get(rid)
-        if life is not None:
-            self._guarded(rid, act, life)
-            if not life.request.live:
-                self._lives.pop(rid, None)
-
-    def _guarded(self, rid: str, act: Callable[..., object], *args: object) -> None:
-        try:
-            act(*args)
-        except Exception as error:  # noqa: BLE001  # whatever it is must not end the others; the shell logs it
-            self._out.put(Crashed(rid, error))
-            self._bury(rid, SplitserveError(f"the router failed under this request: {error}"))
-
-    def _bury(self, rid: str, error: SplitserveError) -> None:
-        """End a request whose own code raised, even if that code raises again: the client gets its end."""
-        life = self._lives.pop(rid, None)
-        if life is None:
-            return
-        try:
-            life.fail(error)
-        except Exception as again:  # noqa: BLE001
-            self._out.put(Crashed(rid, again))
-            self._out.put(Deliver(rid, Done(error), 0))
+        self._lives.act(event.rid, Lifecycle.leave)
 
     # --- messages ---
 
@@ -237,11 +211,11 @@ class RouterCore:
         worker = (frame.worker, frame.incarnation)
         self._fleet.heard(worker, self._out.now)
         if self._desk.inbox.advance(worker, frame.stream_seq, frame=True) and self._desk.rules.resume_gaps:
-            self._gap_everywhere(worker)
+            self._lives.frames_lost(worker)
         for row in frame.rows():
             owner = self._desk.inbox.owner(row.slot)
             if owner is not None:
-                self._with(owner.rid, lambda life, c=owner.choice, row=row: life.row(c, row))
+                self._lives.act(owner.rid, lambda life, c=owner.choice, row=row: life.row(c, row))
 
     def _kv_ready(self, message: KvReady) -> None:
         handle = message.handle
@@ -252,18 +226,18 @@ class RouterCore:
             nonlocal wanted
             wanted = life.kv_ready(message)
 
-        self._with(handle.rid, take)
+        self._lives.act(handle.rid, take)
         if not wanted:
             self._desk.chores.release(handle.owner, handle.id, handle.token)
 
     def _kv_loaded(self, message: KvLoaded) -> None:
-        self._with(message.rid, lambda life: life.kv_loaded(message))
+        self._lives.act(message.rid, lambda life: life.kv_loaded(message))
 
     def _kv_failed(self, message: KvFailed) -> None:
-        self._with(message.rid, lambda life: life.kv_failed(message))
+        self._lives.act(message.rid, lambda life: life.kv_failed(message))
 
     def _preempted(self, message: Preempted) -> None:
-        self._with(message.rid, lambda life: life.preempted(message.worker, message.da))
+        self._lives.act(message.rid, lambda life: life.preempted(message.worker, message.da))
 
     def _digest(self, digest: Digest) -> None:
         worker = (digest.worker, digest.incarnation)
@@ -271,16 +245,15 @@ class RouterCore:
             return  # not met yet, or of a former life
         self._fleet.heard(worker, self._out.now)
         digests.reconcile(digest, self._lives, self._desk)
-        self._sweep()
 
     # --- answers ---
 
     def _answered(self, event: Answered) -> None:
         tag = event.tag
         if isinstance(tag, JobTag):
-            self._fleet.heard(self._life_of(tag), self._out.now)
+            self._fleet.heard(self._lives.asked_worker(tag), self._out.now)
             prefill = tag.kind is JobKind.PREFILL
-            self._with(
+            self._lives.act(
                 tag.rid,
                 lambda life: (life.prefill_answered if prefill else life.decode_answered)(tag, event.message),
             )
@@ -288,39 +261,26 @@ class RouterCore:
             self._fleet.pinged(tag.life, answered=True, gone=False, now=self._out.now)
         elif isinstance(tag, ResumeTag):
             self._fleet.heard(tag.life, self._out.now)
-            self._resumed(tag, event.message)
+            self._lives.unknown(tag.life, self._desk.chores.resume_ended(tag, event.message))
 
     def _unanswered(self, event: Unanswered) -> None:
         tag, why = event.tag, event.why
         gone = why is NoAnswer.NO_RESPONDERS
         if isinstance(tag, JobTag):
             if gone:
-                self._lost(self._fleet.no_responders(self._life_of(tag), self._out.now))
+                self._lost(self._fleet.no_responders(self._lives.asked_worker(tag), self._out.now))
             prefill = tag.kind is JobKind.PREFILL
-            self._with(tag.rid, lambda life: (life.prefill_unanswered if prefill else life.decode_unanswered)(tag, why))
+            self._lives.act(
+                tag.rid, lambda life: (life.prefill_unanswered if prefill else life.decode_unanswered)(tag, why)
+            )
         elif isinstance(tag, PingTag):
             self._lost(self._fleet.pinged(tag.life, answered=False, gone=gone, now=self._out.now))
         elif isinstance(tag, ResumeTag):
             if gone:
                 self._lost(self._fleet.no_responders(tag.life, self._out.now))
-            self._resumed(tag, None)
+            self._desk.chores.resume_ended(tag, None)
         elif isinstance(tag, ReleaseTag):
             self._desk.chores.release_unanswered(tag, why)
-
-    def _life_of(self, tag: JobTag) -> Life:
-        """The worker that a question went to; nobody if the request has moved on."""
-        life = self._lives.get(tag.rid)
-        if life is not None:
-            prefill, decode = life.request.prefill, life.request.decode
-            if tag.kind is JobKind.PREFILL and prefill is not None and prefill.pa == tag.number:
-                return prefill.life
-            if tag.kind is not JobKind.PREFILL and decode is not None and decode.da == tag.number:
-                return decode.life
-        return ("", 0)
-
-    def _resumed(self, tag: ResumeTag, answer: Message | None) -> None:
-        for rid, attempt in self._desk.chores.resume_ended(tag, answer):
-            self._with(rid, lambda life, attempt=attempt: _unknown(life, tag.life, attempt))
 
     # --- workers ---
 
@@ -332,20 +292,7 @@ class RouterCore:
         self._desk.chores.forget(worker)
         if self._fleet.in_life(worker) is None:
             self._desk.inbox.forget(worker)
-        for rid, life in list(self._lives.items()):
-            if life.request.prefill is not None and life.request.prefill.life == worker:
-                self._with(rid, lambda life: life.lose_prefill("worker lost"))
-            if life.request.decode is not None and life.request.decode.life == worker:
-                self._with(rid, lambda life: life.lose_decode("worker lost"))
-
-    def _gap_everywhere(self, worker: Life | None = None) -> None:
-        """Frames were lost: ask for every request, there or everywhere."""
-        for rid, life in self._lives.items():
-            decode, prefill = life.request.decode, life.request.prefill
-            if decode is not None and worker in (None, decode.life):
-                self._desk.chores.gap(decode.life, rid)
-            if worker is None and prefill is not None and prefill.job is not None:
-                self._desk.chores.gap(prefill.life, rid)
+        self._lives.lose_worker(worker)
 
     # --- our own bus ---
 
@@ -358,21 +305,15 @@ class RouterCore:
         self._desk.bus_down = False
         self._fleet.on_bus(down=False)
         self._out.timers.clear(CoreTimer("bus"))
-        for rid in list(self._lives):
-            self._with(rid, Lifecycle.ask_again)
-        self._gap_everywhere()
+        self._lives.ask_again()
         self._desk.queue.serve = True
-
-    def _end_all(self, error: SplitserveError) -> None:
-        for rid in list(self._lives):
-            self._with(rid, lambda life: life.fail(error))
 
     # --- time ---
 
     def _tick(self, _: Tick) -> None:
         for key in self._out.timers.take_due(self._out.now):
             if isinstance(key, LifeTimer):
-                self._with(key.rid, lambda life, key=key: life.due(key.wait))
+                self._lives.act(key.rid, lambda life, key=key: due(life, key.wait, self._desk))
             elif isinstance(key, FinAckTimer):
                 self._desk.chores.send_fin_acks(key.life)
             elif isinstance(key, RenewTimer):
@@ -382,7 +323,7 @@ class RouterCore:
 
     def _core_timer(self, what: str) -> None:
         if what == "bus":
-            self._end_all(BusUnavailable(f"the bus has been away for {BUS_AWAY_S:g} s", retry_after_s=5.0))
+            self._lives.end_all(BusUnavailable(f"the bus has been away for {BUS_AWAY_S:g} s", retry_after_s=5.0))
         elif what == "serve":
             self._desk.queue.serve = True
 
@@ -396,53 +337,11 @@ class RouterCore:
         for worker in ping:
             self._ping(worker)
         if self._desk.queue.serve:
-            self._serve_queue()
-        self._ask_for_gaps()
+            self._lives.place_waiting()
+            if len(self._desk.queue):
+                self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
+        self._lives.ask_for_gaps()
 
     def _ping(self, worker: Worker) -> None:
         subject = self._out.subjects.worker_in(worker.beat.name)
         self._out.ask(subject, Ping(worker.beat.incarnation), PING_S, PingTag(worker.life))
-
-    def _serve_queue(self) -> None:
-        """First come, first served: one that finds no room stops the rest, so that large ones do not starve."""
-        self._desk.queue.serve = False
-        for rid in self._desk.queue.in_order():
-            life = self._lives.get(rid)
-            if life is None or life.request.decode is not None:
-                continue
-            room = True
-
-            def place(life: Lifecycle) -> None:
-                nonlocal room
-                room = life.place()
-
-            self._with(rid, place)
-            if not room:
-                break
-        if len(self._desk.queue):
-            self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
-
-    def _ask_for_gaps(self) -> None:
-        for worker, rids in self._desk.chores.gaps_to_ask():
-            rows: list[ResumeRow] = []
-            for rid in rids:
-                life = self._lives.get(rid)
-                if life is not None:
-                    rows.extend(digests.resume_rows(life, worker))
-            if rows:
-                self._out.counts["resumes"] += 1
-                self._desk.chores.resume(worker, tuple(rows))
-
-    def _sweep(self) -> None:
-        """Requests that ended while a whole digest was looked at."""
-        for rid in [rid for rid, life in self._lives.items() if not life.request.live]:
-            del self._lives[rid]
-
-
-def _unknown(life: Lifecycle, worker: Life, attempt: int) -> None:
-    """This worker does not hold this attempt."""
-    r = life.request
-    if r.decode is not None and r.decode.accepted and r.decode.life == worker and r.decode.da == attempt:
-        life.lose_decode("unknown there")
-    elif r.prefill is not None and r.prefill.accepted and r.prefill.life == worker and r.prefill.pa == attempt:
-        life.lose_prefill("unknown there")

@@ -6,11 +6,12 @@ that the digest lacks is asked for by Resume first: the digest may have crossed 
 
 from __future__ import annotations
 
-from splitserve.protocol.messages import Cancel, Digest, DigestRow, KvFailed, ResumeRow
+from splitserve.protocol.messages import Cancel, Digest, DigestRow, KvFailed
 from splitserve.protocol.states import DecodeState, FailReason, PrefillState, Role
 from splitserve.router.desk import Desk
 from splitserve.router.fleet import Life
 from splitserve.router.lifecycle import Lifecycle
+from splitserve.router.lives import Lives
 
 LOADED = (DecodeState.READY, DecodeState.RUNNING, DecodeState.DONE)
 
@@ -73,44 +74,39 @@ def missing(life: Lifecycle, digest: Digest, worker: Life, listed: set[str]) -> 
     return r.decode is not None and r.decode.accepted and r.decode.life == worker
 
 
-def resume_rows(life: Lifecycle, worker: Life) -> list[ResumeRow]:
-    """What to ask this worker for: its KvReady, or the tokens behind ours of each open answer."""
-    r = life.request
-    if r.decode is not None and r.decode.accepted and r.decode.life == worker:
-        return [
-            ResumeRow(r.rid, r.decode.da, r.decode.slot + choice, len(r.transcript.outputs[choice]))
-            for choice, end in enumerate(r.transcript.ends)
-            if end is None
-        ]
-    if r.prefill is not None and r.prefill.accepted and r.kv is None and r.prefill.life == worker:
-        return [ResumeRow(r.rid, r.prefill.pa, 0, len(r.transcript.outputs[0]))]
-    return []
-
-
-def reconcile(digest: Digest, lives: dict[str, Lifecycle], desk: Desk) -> None:
+def reconcile(digest: Digest, lives: Lives, desk: Desk) -> None:
     """Take a digest of a worker's present life."""
     worker = (digest.worker, digest.incarnation)
-    compare = prefill_row if digest.role == Role.PREFILL else decode_row
     for row in digest.rows:
-        life = lives.get(row.rid)
-        current = life is not None and compare(life, row, worker, desk)
-        if not current and desk.rules.digest_cancels:
+        if not _current(row, digest.role, worker, lives, desk) and desk.rules.digest_cancels:
             end_stale(row, digest.role, worker, desk)
     if not desk.rules.digest_repairs:
         return
-    frames_lost = digest.role == Role.DECODE and desk.inbox.advance(worker, digest.stream_seq, frame=False)
+    if digest.role == Role.DECODE and desk.inbox.advance(worker, digest.stream_seq, frame=False):
+        lives.frames_lost(worker)
     listed = {row.rid for row in digest.rows}
-    for life in list(lives.values()):
-        if missing(life, digest, worker, listed):
-            lost(life, digest.role, worker, desk)
-        elif frames_lost and life.request.decode is not None and life.request.decode.life == worker:
+    for life in lives:
+        if not missing(life, digest, worker, listed):
+            continue
+        if desk.rules.resume_before_replacing:
             desk.chores.gap(worker, life.request.rid)
+        else:
+            lives.act(life.request.rid, lambda life: lost(life, digest.role))
 
 
-def lost(life: Lifecycle, role: str, worker: Life, desk: Desk) -> None:
-    if desk.rules.resume_before_replacing:
-        desk.chores.gap(worker, life.request.rid)
-    elif role == Role.PREFILL:
+def _current(row: DigestRow, role: str, worker: Life, lives: Lives, desk: Desk) -> bool:
+    current = False
+
+    def compare(life: Lifecycle) -> None:
+        nonlocal current
+        current = (prefill_row if role == Role.PREFILL else decode_row)(life, row, worker, desk)
+
+    lives.act(row.rid, compare)
+    return current
+
+
+def lost(life: Lifecycle, role: str) -> None:
+    if role == Role.PREFILL:
         life.lose_prefill("not in the digest")
     else:
         life.lose_decode("not in the digest")

@@ -7,19 +7,17 @@ changes nothing. `da` and `pa` number attempts; a number names one content for e
 from __future__ import annotations
 
 from splitserve.errors import (
-    DeadlineExceeded,
     EngineFailed,
     LossBudgetSpent,
-    NoWorkers,
-    Overloaded,
     RequestFailed,
     SplitserveError,
 )
 from splitserve.protocol.effects import NoAnswer
 from splitserve.protocol.messages import Accepted, KvFailed, KvLoaded, KvReady, Message, Refused, TokenRow
-from splitserve.protocol.states import FailReason, FinishReason, RequestState, Role
+from splitserve.protocol.states import FailReason, FinishReason, RequestState
 from splitserve.router.courier import Courier
 from splitserve.router.desk import Desk, Wait
+from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, Finished, Submission
 from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, JobTag, PrefillLeg, prefill_leg
 from splitserve.router.placement import NotPlaced, Split
@@ -151,6 +149,14 @@ class Lifecycle:
         if r.state is S.DECODING:
             r.to(S.PREFILLING)
         r.wait()
+
+    def unknown_at(self, worker: Life, attempt: int) -> None:
+        """This worker does not hold this attempt."""
+        decode, prefill = self.request.decode, self.request.prefill
+        if decode is not None and decode.accepted and decode.life == worker and decode.da == attempt:
+            self.lose_decode("unknown there")
+        elif prefill is not None and prefill.accepted and prefill.life == worker and prefill.pa == attempt:
+            self.lose_prefill("unknown there")
 
     def preempted(self, worker: str, da: int) -> None:
         """Its pool ran dry: this one is asked last. No loss of the budget: nobody died."""
@@ -378,23 +384,7 @@ class Lifecycle:
         self._desk.no_timer(r.rid, Wait.PROGRESS)
         self._desk.no_timer(r.rid, Wait.FORWARD)
 
-    # --- timers and outages ---
-
-    def due(self, wait: Wait) -> None:
-        """A wait is over. While our own bus is sick, the waits for others pause; deadlines do not."""
-        r = self.request
-        if wait is Wait.DEADLINE:
-            self.fail(DeadlineExceeded(f"the request took longer than its {r.submission.timeout_s:g} s"))
-        elif wait is Wait.AGE:
-            self._too_old()
-        elif self._desk.bus_sick and self._desk.rules.pause_when_sick:
-            r.timer(wait, PROGRESS_S if wait is Wait.PROGRESS else FORWARD_S)
-        elif wait is Wait.PROGRESS:
-            self.lose_prefill("no progress")
-        elif wait is Wait.AGAIN:
-            self.ask_again()
-        else:
-            self.forward()
+    # --- outages (other waits: `patience`) ---
 
     def ask_again(self) -> None:
         """Our bus is back: what was not answered, again under the same numbers."""
@@ -415,14 +405,3 @@ class Lifecycle:
         if blame:
             self.request.timer(Wait.AGAIN, AGAIN_S)
         return blame
-
-    def _too_old(self) -> None:
-        """Nobody took it for `queue_timeout`. An answer that has begun waits on, while there is any worker."""
-        r, seconds = self.request, self._desk.settings.queue_timeout
-        serving = self._desk.fleet.serving(Role.DECODE, r.submission.model)
-        if not self._desk.rules.queue_age or (serving and len(r.transcript)):
-            r.timer(Wait.AGE, seconds)
-        elif serving:
-            self.fail(Overloaded(f"no worker had room for it in {seconds:g} s: try again later", retry_after_s=5.0))
-        else:
-            self.fail(NoWorkers(f"no decode worker for {r.submission.model!r} in {seconds:g} s", retry_after_s=5.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from splitserve.config import RoutingSettings
 from splitserve.errors import ContextTooLong, NoWorkers, SplitserveError, row_of
-from splitserve.protocol.messages import FirstRow, KvReady, Refused
+from splitserve.protocol.messages import FirstRow, KvReady, Refused, ResumeRow
 from splitserve.protocol.states import RefuseReason, RequestState
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.effects import Deliver, Save
@@ -59,6 +59,19 @@ class Request:
     def is_current(self, da: int) -> bool:
         """The guard of everything that a decode worker says."""
         return self.decode is not None and (self.decode.da == da or not self._desk.rules.guard_da)
+
+    def resume_rows(self, worker: Life) -> list[ResumeRow]:
+        """What to ask this worker for: the tokens behind ours of each open answer, or its KvReady."""
+        decode, prefill = self.decode, self.prefill
+        if decode is not None and decode.accepted and decode.life == worker:
+            return [
+                ResumeRow(self.rid, decode.da, decode.slot + choice, len(self.transcript.outputs[choice]))
+                for choice, end in enumerate(self.transcript.ends)
+                if end is None
+            ]
+        if prefill is not None and prefill.accepted and self.kv is None and prefill.life == worker:
+            return [ResumeRow(self.rid, prefill.pa, 0, len(self.transcript.outputs[0]))]
+        return []
 
     def to(self, state: RequestState, error: SplitserveError | None = None) -> None:
         """Change state, remembered outside."""
