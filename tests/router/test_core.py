@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitserve.protocol.effects import BusDown, BusUp, NoAnswer, Received, Unanswered
+from splitserve.protocol.effects import Ask, BusDown, BusUp, NoAnswer, Received, Unanswered
 from splitserve.protocol.messages import (
     Accepted,
     Cancel,
@@ -260,6 +260,26 @@ def test_a_fault_of_the_core_costs_only_the_request_that_it_met(monkeypatch: pyt
     ends = [c for c in commands if isinstance(c, Deliver) and isinstance(c.event, Done)]
     assert [c.rid for c in ends] == ["a"]
     assert set(bench.core.live) == {"b"}
+
+
+def test_a_fault_within_a_digest_costs_only_the_request_that_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(split="never", decodes=1)
+    jobs: dict[str, DecodeJob] = {}
+    for rid in ("a", "b"):
+        bench.submit(rid)
+        jobs[rid] = bench.accept(DecodeJob)
+
+    def faulty(self: Lifecycle) -> None:
+        if self.request.rid == "a":
+            raise ZeroDivisionError("told to")
+
+    monkeypatch.setattr(Lifecycle, "loaded", faulty)
+    rows = tuple(DigestRow(rid, job.da, "running", (3,), job.slot) for rid, job in jobs.items())
+    commands = bench.core.handle(Received(Digest("d0", "decode", 1, 0, rows)), bench.now)
+    assert [c.rid for c in commands if isinstance(c, Crashed)] == ["a"]
+    assert set(bench.core.live) == {"b"}
+    resumes = [c.message for c in commands if isinstance(c, Ask) and isinstance(c.message, Resume)]
+    assert [row.rid for resume in resumes for row in resume.rows] == ["b"]
 
 
 def test_after_the_last_end_nothing_is_kept():
