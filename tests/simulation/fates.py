@@ -104,11 +104,16 @@ def _bus_restart(world: World, event: Event) -> None:
 
 
 def _wedge(world: World, event: Event, process: Process) -> None:
-    """The next step hangs; the supervisor ends a worker whose step is stuck for too long."""
+    """A step of the next second hangs; the supervisor ends a worker whose step is stuck for too long."""
     if isinstance(process, Worker):
         process.wedged_s = event.seconds
+        world.clock.after(1.0, _spare, process)
         if event.seconds > STUCK_S:
             world.clock.after(STUCK_S + 1.0, _end_stuck, world, event, process)
+
+
+def _spare(process: Worker) -> None:
+    process.wedged_s = 0.0
 
 
 def _end_stuck(world: World, event: Event, process: Worker) -> None:

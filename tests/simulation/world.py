@@ -124,7 +124,7 @@ class World:
     def _play_out(self) -> None:
         """Until all clients have their answers, then with a good network until all is given back."""
         schedule, clock = self.schedule, self.clock
-        last_event = max((event.at + event.seconds + 1.0 for event in schedule.events), default=0.0)
+        last_event = max((event.at + event.seconds + 2.0 for event in schedule.events), default=0.0)
         deadline = max(schedule.last_deadline + self.frozen_s, last_event) + 2.0
         while clock.now < deadline and (clock.now < last_event or not self._answered()):
             clock.run(clock.now + LOOK_S)
