@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from support.cluster import Cluster, running
-from support.streams import PROMPTS, Heard, listen
+from support.streams import PROMPTS, SEEDS, Heard, listen
 from support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.slow]
@@ -21,7 +21,7 @@ TOKENS = 48
 
 async def undisturbed(client: AsyncOpenAI, cluster: Cluster) -> list[str]:
     heard = await asyncio.gather(
-        *(listen(client, cluster.model, p, tokens=TOKENS, seed=n) for n, p in enumerate(PROMPTS))
+        *(listen(client, cluster.model, p, tokens=TOKENS, seed=SEEDS[n]) for n, p in enumerate(PROMPTS))
     )
     return [one.text for one in heard]
 
@@ -30,7 +30,7 @@ async def disturbed(client: AsyncOpenAI, cluster: Cluster, fault: Callable[[], A
     """Eight streams; the fault strikes once each has begun but none is near its end."""
     heard = [Heard() for _ in PROMPTS]
     streams = [
-        asyncio.create_task(listen(client, cluster.model, p, tokens=TOKENS, seed=n, heard=heard[n]))
+        asyncio.create_task(listen(client, cluster.model, p, tokens=TOKENS, seed=SEEDS[n], heard=heard[n]))
         for n, p in enumerate(PROMPTS)
     ]
     await until(lambda: all(one.events >= 3 for one in heard), "the beginning of every stream", 60)

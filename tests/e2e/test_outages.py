@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from support.cluster import Cluster, running
-from support.streams import PROMPTS, Heard, listen
+from support.streams import PROMPTS, SEEDS, Heard, listen
 from support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.slow]
@@ -28,10 +28,12 @@ def cluster(smollm2_folder: Path, tmp_path: Path):
 async def streams_through(
     cluster: Cluster, client: AsyncOpenAI, outage: Callable[[], Awaitable[None]]
 ) -> tuple[list[str], list[Heard]]:
-    expected = [(await listen(client, cluster.model, p, tokens=40, seed=n)).text for n, p in enumerate(PROMPTS[:4])]
+    expected = [
+        (await listen(client, cluster.model, p, tokens=40, seed=SEEDS[n])).text for n, p in enumerate(PROMPTS[:4])
+    ]
     heard = [Heard() for _ in expected]
     running_streams = [
-        asyncio.create_task(listen(client, cluster.model, PROMPTS[n], tokens=40, seed=n, heard=heard[n]))
+        asyncio.create_task(listen(client, cluster.model, PROMPTS[n], tokens=40, seed=SEEDS[n], heard=heard[n]))
         for n in range(len(expected))
     ]
     await until(lambda: all(one.events >= 3 for one in heard), "the beginning of every stream", 60)

@@ -17,6 +17,9 @@ PROMPTS = (
     "Dear diary, today I learned that",
     "The theorem can be proved as follows.",
 )
+# with these, no draw of the first 48 at temperature 0.8 lies within 5e-4 of a CDF edge, where float32 rounding, which
+# differs with the batch, may choose the other token (protocol D9)
+SEEDS = (23, 23, 9, 26, 87, 16, 1, 24)
 
 
 @dataclass
