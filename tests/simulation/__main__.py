@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from simulation.faults import MessageFault, SingleFault
@@ -20,9 +20,9 @@ from simulation.world import Result, run
 LOG_LINES = 400  # of a failing seed, the last ones
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """0 when no invariant broke."""
-    args = _arguments()
+    args = _arguments(words)
     logging.disable()  # steps that are told to fail would say so
     if args.replay is not None:
         return _replay(args)
@@ -50,7 +50,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--replay", type=int, help="run one seed and print its events")
     parser.add_argument("--base", action="store_true", help="--replay names a fault-free base, not a seed")
     parser.add_argument("--single", default="", help="with --replay: the one fault, as 17:drop")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _off(args: argparse.Namespace) -> tuple[str, ...]:
