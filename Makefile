@@ -38,8 +38,8 @@ format: $(VENV)/.dev ## let ruff mend and format
 simulate: $(VENV)/.dev ## a whole cluster under a virtual clock and faults; SEEDS=100000, or SEED=1234 to replay one
 	PYTHONPATH=services:shared:tests $(BIN)/python -m simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS)) $(ARGS)
 
-bench: $(VENV)/.dev ## measure, and write docs/benchmarks.md
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.dev ## measure the data plane against memcpy and a plain socket
+	$(BIN)/python benchmarks/kv_transfer.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

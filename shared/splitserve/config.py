@@ -118,7 +118,6 @@ class ClusterSettings(Group):
     nats: str = Field(default="", description="NATS URL, nats://[user:password@]host:port, or @FILE that holds it")
     redis: str = Field(default="", description="Redis URL, redis://[:password@]host:port/db, or @FILE that holds it")
     connect_timeout: float = Field(default=30.0, gt=0, description="seconds to wait for NATS and Redis at start")
-    store_ttl: float = Field(default=3600.0, gt=0, description="seconds that stored objects live")
 
 
 class HttpSettings(Group):

@@ -9,7 +9,7 @@ import pytest
 from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, FetchFailed
 from splitserve.decode.jobs import DecodeJobs
 from splitserve.engine import door
-from splitserve.protocol.effects import Ask, NoAnswer, Publish, Unanswered
+from splitserve.protocol.effects import Ask, Drain, NoAnswer, Publish, Unanswered
 from splitserve.protocol.messages import (
     Cancel,
     DecodeDurations,
@@ -33,7 +33,6 @@ from splitserve.protocol.messages import (
 )
 from splitserve.protocol.params import SamplingParams, TokenLogprob
 from splitserve.protocol.states import FailReason, FinishReason, RefuseReason
-from splitserve.worker.effects import Drain
 from splitserve.worker.rules import Limits, Rules
 from support.worker_cores import (
     PROMPT,

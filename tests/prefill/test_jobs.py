@@ -6,7 +6,7 @@ import pytest
 
 from splitserve.engine import door
 from splitserve.prefill.jobs import PrefillJobs
-from splitserve.protocol.effects import Answer, BusDown, Received, Tick
+from splitserve.protocol.effects import Answer, BusDown, Drain, Received, Tick
 from splitserve.protocol.messages import (
     Beat,
     Cancel,
@@ -24,7 +24,6 @@ from splitserve.protocol.messages import (
     ResumeRow,
 )
 from splitserve.protocol.states import FinishReason, PrefillState, RefuseReason, Role
-from splitserve.worker.effects import Drain
 from splitserve.worker.rules import Limits, Rules
 from support.worker_cores import (
     PROMPT,

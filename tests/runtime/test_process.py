@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 
 from splitserve.errors import PortTaken
 from splitserve.runtime.process import Signals, run_process
-from support.processes import alive, environment
+from support.processes import environment
 
 
 def test_a_start_up_failure_is_one_line_and_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,54 +59,3 @@ def test_a_real_signal_stops_a_real_process_in_order(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == b"left\n"
         assert process.wait(10) == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's; elsewhere parent_watch does it")
-def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(
-        "import time\n"
-        "from splitserve.runtime.process import die_with_parent\n"
-        "die_with_parent()\nprint('up', flush=True)\ntime.sleep(600)\n"
-    )
-    parent = tmp_path / "parent.py"
-    parent.write_text(
-        "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, {str(child)!r}], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE, env=environment()) as process:
-        assert process.stdout
-        pid = int(process.stdout.readline())
-        assert alive(pid)
-        process.kill()
-        process.wait(10)
-    asyncio.run(_gone(pid))
-
-
-def test_a_child_finds_out_that_its_parent_is_gone_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(
-        "import asyncio, os, sys\n"
-        "from splitserve.runtime.process import parent_watch\n"
-        "print('up', flush=True)\nasyncio.run(parent_watch(int(sys.argv[1]), every_s=0.05))\n"
-    )
-    parent = tmp_path / "parent.py"
-    parent.write_text(
-        "import os, subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, {str(child)!r}, str(os.getpid())], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE, env=environment()) as process:
-        assert process.stdout
-        pid = int(process.stdout.readline())
-        assert alive(pid)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
-    asyncio.run(_gone(pid))
-
-
-async def _gone(pid: int) -> None:
-    from support.waiting import until
-
-    await until(lambda: not alive(pid), f"the end of process {pid}")

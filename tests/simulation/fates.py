@@ -9,7 +9,7 @@ from simulation.plan import Event, Fate
 from simulation.process import Process
 from simulation.router import LIVE, RouterProcess
 from simulation.worker import Worker
-from splitserve.worker.effects import Drain
+from splitserve.protocol.effects import Drain
 
 if TYPE_CHECKING:
     from simulation.world import World

@@ -19,7 +19,7 @@ from splitserve.decode.matching import prompt_ids
 from splitserve.decode.steps import Steps
 from splitserve.decode.table import JobTable
 from splitserve.engine import door
-from splitserve.protocol.effects import Answer, BusDown, Received, Unanswered
+from splitserve.protocol.effects import Answer, BusDown, Drain, Received, Unanswered
 from splitserve.protocol.messages import (
     Accepted,
     Amend,
@@ -38,7 +38,7 @@ from splitserve.protocol.messages import (
 from splitserve.protocol.states import DecodeState, RefuseReason, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
-from splitserve.worker.effects import Drain, EngineBatch, Identity, ToEngine
+from splitserve.worker.effects import EngineBatch, Identity, ToEngine
 from splitserve.worker.frames import Frames
 from splitserve.worker.rules import Limits, Rules
 

@@ -12,7 +12,7 @@ from typing import Any
 from splitserve.engine import door
 from splitserve.kv.lease import LeaseTable
 from splitserve.prefill.job import Handles, Job, Key, random_token
-from splitserve.protocol.effects import Answer, BusDown, Publish, Received
+from splitserve.protocol.effects import Answer, BusDown, Drain, Publish, Received
 from splitserve.protocol.messages import (
     Accepted,
     Beat,
@@ -30,7 +30,7 @@ from splitserve.protocol.messages import (
 from splitserve.protocol.states import PrefillState, RefuseReason, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
-from splitserve.worker.effects import Drain, EngineBatch, Identity, ToEngine
+from splitserve.worker.effects import EngineBatch, Identity, ToEngine
 from splitserve.worker.rules import Limits, Rules
 
 Command = Publish | Answer | ToEngine

@@ -20,8 +20,8 @@ from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
 from splitserve.router.generation import Done, GenerationEvent, Submission
 from splitserve.router.records import Record
-from splitserve.worker.heartbeat import Heartbeat
-from splitserve.worker.shell import Shell
+from splitserve.runtime.heartbeat import Heartbeat
+from splitserve.runtime.shell import Shell
 
 log = logging.getLogger("splitserve.router")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from splitserve.protocol.effects import Drain
 from splitserve.runtime.process import Signals
-from splitserve.worker.effects import Drain
-from splitserve.worker.shell import Shell
+from splitserve.runtime.shell import Shell
 
 log = logging.getLogger("splitserve.worker")
 

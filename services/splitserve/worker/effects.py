@@ -38,8 +38,3 @@ class ToEngine:
     """Command: through the engine's other door."""
 
     command: door.Command
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Event: take nothing new from now on."""

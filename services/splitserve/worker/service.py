@@ -22,17 +22,17 @@ from splitserve.protocol.messages import Beat
 from splitserve.protocol.states import Role
 from splitserve.protocol.subjects import Subjects, subject_token
 from splitserve.runtime.addresses import address_of
+from splitserve.runtime.heartbeat import Heartbeat
 from splitserve.runtime.http import bind, health_app, port_of, serving
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
+from splitserve.runtime.shell import Shell, ShellCore
 from splitserve.telemetry.metrics import CONTENT_TYPE, Metrics
 from splitserve.worker.drain import drain
 from splitserve.worker.effects import EngineBatch, ToEngine
-from splitserve.worker.heartbeat import Heartbeat
 from splitserve.worker.host import Host
 from splitserve.worker.machine import Machine, build_machine
 from splitserve.worker.observe import Loaded, WorkerMetrics
-from splitserve.worker.shell import Shell, ShellCore
 
 log = logging.getLogger("splitserve.worker")
 

@@ -65,6 +65,11 @@ class BusUp:
     """It is back, subscriptions included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take nothing new from now on."""
+
+
 # --- commands ---
 
 

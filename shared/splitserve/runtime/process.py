@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from splitserve.errors import StartupError, row_of
 
 log = logging.getLogger("splitserve.runtime")
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Signals:
@@ -63,20 +59,3 @@ def run_process(main: Callable[[Signals], Awaitable[None]]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def die_with_parent() -> None:
-    """Be killed when the parent dies (Linux), or find out in `parent_watch` (elsewhere).
-
-    Called first thing by a child of `serve`: a SIGKILLed supervisor leaves no process behind.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-async def parent_watch(parent: int, every_s: float = 1.0) -> None:
-    """Kill this process once `parent` is not its parent any more; closes the race of `die_with_parent`, and serves macOS."""
-    while os.getppid() == parent:  # noqa: ASYNC110  # the kernel tells nobody but init
-        await asyncio.sleep(every_s)
-    log.error("the supervisor is gone; leaving", extra={"parent": parent})
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -81,8 +81,6 @@ def families(max_model_len: int) -> tuple[Family, ...]:
         Family("splitserve_requests", G, R, "Live requests by state.", ("state",)),
         Family("splitserve_requests_failed", C, R, "Requests that ended badly, by error code.", ("code",)),
         Family("splitserve_requests_cancelled", C, R, "Requests that their client left, by state.", ("state",)),
-        Family("splitserve_placements", C, R, "Placements by decision and reason.", ("decision", "reason")),
-        Family("splitserve_replacements", C, R, "Attempts after the first, by phase.", ("phase",)),
         Family("splitserve_state_degraded", G, R, "1 while Redis is away."),
         Family("splitserve_workers", G, R, "Live workers by role.", ("role",)),
         # the engine of each worker

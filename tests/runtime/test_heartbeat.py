@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from splitserve.bus.bus import Bus
 from splitserve.protocol.messages import Beat, Message, MetricsGet, MetricsPage
 from splitserve.protocol.subjects import Subjects
-from splitserve.worker.heartbeat import Heartbeat
+from splitserve.runtime.heartbeat import Heartbeat
 from support.servers import Server
 from support.waiting import until
 

@@ -11,12 +11,11 @@ from typing import Any, Protocol
 from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
 from splitserve.errors import BusUnavailable, MessageTooLarge, ProtocolError
 from splitserve.faultpoints import Faults
-from splitserve.protocol.effects import Answer, Answered, Ask, NoAnswer, Publish, Received, Tick, Unanswered
+from splitserve.protocol.effects import Answer, Answered, Ask, Drain, NoAnswer, Publish, Received, Tick, Unanswered
 from splitserve.protocol.messages import KvReady, Message, Refused, TokenFrame
 from splitserve.protocol.states import RefuseReason
-from splitserve.worker.effects import Drain
 
-log = logging.getLogger("splitserve.worker")
+log = logging.getLogger("splitserve.runtime")
 
 _DROPPED_BY_FAULT: Mapping[type, str] = {KvReady: "worker.drop_kv_ready", TokenFrame: "worker.drop_frame"}
 
@@ -101,6 +100,7 @@ class Shell:
                     task = asyncio.create_task(self._ask(command), name="ask")
                     self._asking.add(task)
                     task.add_done_callback(self._asking.discard)
+                    await asyncio.sleep(0)  # it goes out now: what is published next may not overtake it
                 case _:
                     self._acts[type(command)](command)
 

@@ -14,6 +14,7 @@ from splitserve.protocol.effects import (
     Answer,
     Answered,
     Ask,
+    Drain,
     NoAnswer,
     Publish,
     Received,
@@ -21,8 +22,7 @@ from splitserve.protocol.effects import (
     Unanswered,
 )
 from splitserve.protocol.messages import Beat, Cancel, Message, Ping, Pong, TokenFrame
-from splitserve.worker.effects import Drain
-from splitserve.worker.shell import Shell
+from splitserve.runtime.shell import Shell
 from support.servers import Server
 from support.waiting import until
 

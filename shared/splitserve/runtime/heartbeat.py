@@ -12,7 +12,7 @@ from splitserve.errors import BusUnavailable
 from splitserve.protocol.messages import Beat, Message, MetricsGet, MetricsPage
 from splitserve.protocol.subjects import Subjects
 
-log = logging.getLogger("splitserve.worker")
+log = logging.getLogger("splitserve.runtime")
 
 BEAT_S = 0.5
 
