@@ -1,7 +1,7 @@
 """Envelope: `u32 head length | JSON head | raw tail`. No pickle; every decoded field is validated.
 
 The head is `{"k": kind, "v": version, "t": {field: lengths}, "b": {the other fields}}`; the tail holds the fields
-marked `Tail` in `messages`, in declaration order, little-endian.
+marked with a `columns.Tail`, in declaration order, little-endian.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from splitserve.errors import BadMessage, UnknownMessage
-from splitserve.protocol.messages import MESSAGES, Message, Tail
+from splitserve.protocol.messages import MESSAGES, Message
+from splitserve.protocol.messages.columns import Tail
 
 VERSION = 1
 _SWAP = sys.byteorder == "big"
