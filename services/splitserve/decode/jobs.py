@@ -106,7 +106,8 @@ class DecodeJobs:
         return None if at == inf else at
 
     def beat(self, now: float, step_age_ms: int = 0, bus_lag_ms: int = 0) -> Beat:
-        load = Load(self._pool.free + self._pool.cached, self.promised_blocks, self.queued_tokens, self.running)
+        free = self._pool.free + self._pool.cached
+        load = Load(free, self.promised_blocks, self.queued_tokens, self.running, self.waiting)
         return self._desk.beat(load, step_age_ms, bus_lag_ms)
 
     @property

@@ -39,6 +39,7 @@ class Load:
     promised_blocks: int
     queued_tokens: int
     running: int
+    waiting: int
 
 
 @dataclass(slots=True)
@@ -142,6 +143,7 @@ class Desk:
             promised_blocks=load.promised_blocks,
             queued_tokens=load.queued_tokens,
             running=load.running,
+            waiting=load.waiting,
             chunk_tokens=mine.chunk_tokens,
             bytes_per_token=mine.bytes_per_token,
             step_age_ms=step_age_ms,

@@ -48,6 +48,7 @@ class Beat:
     promised_blocks: int = 0
     queued_tokens: int = 0
     running: int = 0
+    waiting: int = 0  # could run and does not yet; awaiting KV is not waiting
     chunk_tokens: int = 0  # prefill budget of a step on this worker
     bytes_per_token: int = 0
     step_age_ms: int = 0  # how long the step under way has been running; 0 when idle
@@ -66,4 +67,7 @@ class MetricsGet:
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
+    """`incarnation`: whose counters these are; a name's counters begin at zero with each."""
+
     text: str
+    incarnation: int
