@@ -56,7 +56,7 @@ async def test_a_metrics_page_is_given_to_who_asks(shared_nats: Server) -> None:
     async with beating(shared_nats.url) as made:
         await until(lambda: bool(made.heard), "the first beat")
         answer = await made.bus.request(made.subjects.metrics("w"), MetricsGet(), 5)
-        assert answer == MetricsPage("page\n")
+        assert answer == MetricsPage("page\n", 7)
 
 
 async def test_beats_pause_while_the_bus_is_away_and_come_again(own_nats: Server) -> None:

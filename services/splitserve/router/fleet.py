@@ -129,6 +129,7 @@ class Fleet:
         self._rules = rules
         self._workers: dict[str, Worker] = {}
         self._past: set[Life] = set()
+        self._routers: dict[str, tuple[Life, float]] = {}  # the others, and when they were heard
         self._own_heard_at: float | None = None
         self._well_at = 0.0
         self._bus_down = False
@@ -151,6 +152,13 @@ class Fleet:
         found = [w for w in self if w.alive and w.beat.role == role and w.beat.model == model and not w.beat.draining]
         return sorted(found, key=lambda w: w.beat.name)
 
+    def lives(self, now: float) -> list[Life]:
+        """Every other process that lives: workers, and routers that were heard of late (or may have been, unheard by us)."""
+        for name, (_, heard_at) in list(self._routers.items()):
+            if now - heard_at > DEAD_S and not self.sick(now):
+                del self._routers[name]
+        return [w.life for w in self if w.alive] + [life for life, _ in self._routers.values()]
+
     # --- signs of life ---
 
     def on_beat(self, beat: Beat, now: float) -> Life | None:
@@ -158,6 +166,8 @@ class Fleet:
         if beat.role == Role.ROUTER:
             if (beat.name, beat.incarnation) == self._own:
                 self._hear_own(now)
+            else:
+                self._routers[beat.name] = ((beat.name, beat.incarnation), now)
             return None
         life = (beat.name, beat.incarnation)
         if life in self._past:

@@ -71,6 +71,6 @@ class Heartbeat:
 
     async def _answer(self, reply_to: str) -> None:
         try:
-            await self._bus.answer(reply_to, MetricsPage(self._page().decode()))
+            await self._bus.answer(reply_to, MetricsPage(self._page().decode(), self._life[1]))
         except BusUnavailable as error:
             log.debug("metrics page lost", extra={"why": error.message})
