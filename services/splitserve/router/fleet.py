@@ -64,6 +64,10 @@ class Worker:
     foreign: Load = field(default_factory=Load)  # other routers' load, as of the last beat
     seen: SeenPrefixes = field(default_factory=SeenPrefixes)
     prefill_rate: float = 2000.0  # tokens/s, corrected as jobs end
+    met_at: float = field(init=False)  # in this life
+
+    def __post_init__(self) -> None:
+        self.met_at = self.heard_at
 
     @property
     def life(self) -> Life:

@@ -13,6 +13,8 @@ from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams, TokenLogprob
 from splitserve.protocol.states import FinishReason
 
+PROBE_ID = "probe-"  # how the ids of readiness probes begin: they are nobody's request, and counted nowhere
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:

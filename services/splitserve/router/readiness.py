@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams
-from splitserve.router.generation import Done, Generator, Submission
+from splitserve.router.generation import PROBE_ID, Done, Generator, Submission
 
 log = logging.getLogger("splitserve.router")
 
@@ -56,7 +56,7 @@ class Readiness:
 
     async def _try(self) -> SplitserveError | None:
         submission = Submission(
-            rid=f"probe-{secrets.token_hex(8)}",
+            rid=f"{PROBE_ID}{secrets.token_hex(8)}",
             model=self._model,
             ids=self._ids,
             params=SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),
