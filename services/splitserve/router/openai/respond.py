@@ -18,14 +18,8 @@ from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
 from splitserve.router.openai.answers import Answers, Delta
 from splitserve.router.openai.running import Inbox, generating, unless_gone
 from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
-from splitserve.router.protocol import ABORT
+from splitserve.router.sse import EventStream
 from splitserve.router.text import TextRules, Vocabulary
-
-_SSE = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 T = TypeVar("T")
 Write = Callable[[bytes], Awaitable[None]]
@@ -186,34 +180,14 @@ class StreamedAnswer(Response):
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def write(events: bytes) -> None:
-            nonlocal started
-            if not started:
-                started = True
-                own = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-                await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *own]})
-            try:
-                async with asyncio.timeout(self._stall_s):
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-            except TimeoutError:
-                await self._drop(scope, receive)
-                raise ClientGone from None
-
+        own = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        events = EventStream(scope, receive, send, own, stall_s=self._stall_s)
         try:
-            await self._exchange.stream(receive, write)
+            await self._exchange.stream(receive, events.write)
         except SplitserveError as error:
-            if not started:
+            if not events.started:
                 await error_response(error)(scope, receive, send)
                 return
         except ClientGone:
             return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _drop(self, scope: Scope, receive: Receive) -> None:
-        """The client reads nothing: drop it, where the server knows how."""
-        abort = scope.get("extensions", {}).get(ABORT)
-        if abort is not None:
-            abort["now"]()
-            await receive()  # the server's word that the connection is gone
+        await events.end()

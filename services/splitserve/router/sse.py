@@ -1,0 +1,53 @@
+"""An answer as server-sent events, and what becomes of a client that does not read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from starlette.types import Receive, Scope, Send
+
+from splitserve.router.http_errors import ClientGone
+from splitserve.router.protocol import ABORT
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventStream:
+    """Headers go out with the first events, so that an early failure can have its own status."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, headers: Iterable[tuple[bytes, bytes]], *, stall_s: float
+    ) -> None:
+        self.started = False
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers = [*_HEADERS, *headers]
+        self._stall_s = stall_s
+
+    async def write(self, events: bytes) -> None:
+        """Raises ClientGone when the client has read nothing for `stall_s`."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        except TimeoutError:
+            await self._drop()
+            raise ClientGone from None
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drop(self) -> None:
+        """The client reads nothing: drop it, where the server knows how."""
+        abort = self._scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort["now"]()
+            await self._receive()  # the server's word that the connection is gone
