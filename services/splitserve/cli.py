@@ -56,7 +56,6 @@ COMMANDS = (
         "the OpenAI API and the brain of a cluster",
         RouterSettings,
         "splitserve.router.service",
-        frozenset({"metrics_port", "metrics_host"}),
     ),
     Command("prefill", "a worker that reads prompts", WorkerProcessSettings, "splitserve.prefill.service"),
     Command("decode", "a worker that writes answers", WorkerProcessSettings, "splitserve.decode.service"),

@@ -154,9 +154,9 @@ class WorkerSettings(Group):
 
     name: str = Field(default="", description="stable name of this worker or router; empty: <role>-<hostname>-<pid>")
     metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="port of a worker's /health and /metrics; 0: a free one"
+        default=0, ge=0, le=65535, description="port for probes and Prometheus, of a worker or a router; 0: a free one"
     )
-    metrics_host: str = Field(default="127.0.0.1", description="address of a worker's /health and /metrics")
+    metrics_host: str = Field(default="127.0.0.1", description="address of that port")
     drain_timeout: float = Field(default=60.0, ge=0, description="seconds that a leaving worker finishes what it has")
 
 

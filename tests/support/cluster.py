@@ -117,7 +117,6 @@ class Cluster:
         pages: dict[str, Series] = {}
         async with httpx.AsyncClient(timeout=10) as client:
             targets = {name: beat.metrics_url for name, beat in (await self.workers()).items() if beat.metrics_url}
-            targets["router"] = f"{self.url}/metrics"
             for name, url in targets.items():
                 page = (await client.get(url)).raise_for_status().text
                 pages[name] = {

@@ -9,9 +9,11 @@ from typing import Any, cast
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from splitserve.errors import SplitserveError
 from splitserve.router.auth import ApiKeys
@@ -33,7 +35,7 @@ from splitserve.router.openai.schema.fields import (
 from splitserve.router.openai.schema.reader import FieldReader
 from splitserve.router.openai.tokenize import detokenize, tokenize
 from splitserve.router.openai.unserved import embeddings
-from splitserve.router.parts import RouterParts
+from splitserve.router.parts import ROUTER_PAGE, RouterParts
 from splitserve.router.render import Renderer
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -83,6 +85,17 @@ def create_app(parts: RouterParts) -> FastAPI:
         app.add_api_route(path, metrics, methods=["GET"], response_model=None, operation_id=f"metrics{path}")
     app.add_middleware(Door, keys=ApiKeys(parts.http.api_key), observer=parts.observer)
     app.openapi = lambda: _document(app)
+    return app
+
+
+def metrics_app(api: Api) -> Starlette:
+    """The router's own port for Prometheus and probes: no API on it, and what is asked of it is counted nowhere."""
+    routes = {ROUTER_PAGE: metrics, "/health": health, "/ready": ready}
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
+        exception_handlers={SplitserveError: on_error, HTTPException: on_http_exception},
+    )
+    app.state.api = api
     return app
 
 

@@ -70,9 +70,11 @@ class RouterCore:
         subjects: Subjects,
         settings: RoutingSettings,
         rules: Rules | None = None,
+        metrics_url: str = "",
     ) -> None:
         rules = rules or Rules()
         self.name, self.incarnation = name, incarnation
+        self._metrics_url = metrics_url
         self._out = Outbox(router, subjects)
         self._fleet = Fleet((name, incarnation), rules)
         self._desk = Desk(
@@ -131,6 +133,7 @@ class RouterCore:
             running=len(self._lives),
             ready=not self._desk.bus_down,
             life=self._out.router,
+            metrics_url=self._metrics_url,
         )
 
     def refusal(self, submission: Submission, now: float) -> SplitserveError | None:

@@ -18,6 +18,7 @@ from splitserve.protocol.states import RequestState, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
+from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, GenerationEvent, Submission
 from splitserve.router.records import Record
 from splitserve.runtime.heartbeat import Heartbeat
@@ -31,8 +32,9 @@ CLOSE_S = 2.0
 class Dispatcher:
     """`generation.Generator` over one core. `save` is told the latest record of a request."""
 
-    def __init__(self, core: RouterCore, bus: Bus, save: Callable[[Record], None]) -> None:
+    def __init__(self, core: RouterCore, bus: Bus, beats: Bus, save: Callable[[Record], None]) -> None:
         self.bus = bus
+        self.beats = beats
         self._core = core
         self._save_record = save
         self._loop = asyncio.get_running_loop()
@@ -61,14 +63,14 @@ class Dispatcher:
                 nats, name=f"{core.name}-beats", role=Role.ROUTER, connect_timeout_s=connect_timeout_s
             )
             stack.push_async_callback(beats.close)
-            self = cls(core, bus, save)
+            self = cls(core, bus, beats, save)
             self._watch(bus)
             await bus.subscribe(subjects.router_events(life), self._shell.receive)
             await bus.receive_replies(self._shell.receive)
             heartbeat = Heartbeat(beats, subjects, self._beat, self._shell.receive, page)
             for work in (self._shell.run(), heartbeat.run()):
                 task = asyncio.create_task(work, name="dispatcher")
-                stack.push_async_callback(_ended, task)
+                stack.push_async_callback(ended, task)
             self._stack = stack.pop_all()
             return self
 
@@ -110,6 +112,10 @@ class Dispatcher:
 
     def live_states(self) -> Iterable[RequestState]:
         return list(self._core.live.values())
+
+    def lives(self) -> list[Life]:
+        """Every other process that beats."""
+        return self._core.fleet.lives(self._loop.time())
 
     def live_roles(self) -> list[Role]:
         """The role of each worker that may be given work."""
@@ -178,7 +184,8 @@ class RunningGeneration:
         self._dispatcher.leave(self.rid)
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; what it raised is logged."""
     task.cancel()
     try:
         await task

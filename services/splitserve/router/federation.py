@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from splitserve.router.exposition import Family, Page, Values, added, cut, joined
+from splitserve.router.fleet import Life
 
 KEEP_S = 900.0  # a dead process's counters stay for so long
-
-Life = tuple[str, int]  # (stable name, incarnation)
 
 
 @dataclass(slots=True)

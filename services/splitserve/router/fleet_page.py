@@ -11,7 +11,8 @@ from splitserve.errors import BusUnavailable, ProtocolError
 from splitserve.protocol.messages import MetricsGet, MetricsPage
 from splitserve.protocol.subjects import Subjects
 from splitserve.router.exposition import content_type, written
-from splitserve.router.federation import Federation, Life
+from splitserve.router.federation import Federation
+from splitserve.router.fleet import Life
 
 log = logging.getLogger("splitserve.router")
 

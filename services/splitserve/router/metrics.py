@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter as Count
-from collections.abc import Iterable
+from collections.abc import Callable
 
-from splitserve.protocol.states import RequestState, Role
+from splitserve.protocol.states import Role
 from splitserve.router.observe import RequestEnd
 from splitserve.telemetry.metrics import Metrics
 
@@ -33,13 +32,7 @@ class RouterMetrics:
         self._success = {
             reason: metrics.counter("vllm:request_success", finished_reason=reason) for reason in ("stop", "length")
         }
-        self._degraded = metrics.gauge("splitserve_state_degraded")
-        self._live = {
-            state: metrics.gauge("splitserve_requests", state=state) for state in RequestState if not state.terminal
-        }
-        self._workers = {role: metrics.gauge("splitserve_workers", role=role) for role in (Role.PREFILL, Role.DECODE)}
-        self._bus_errors = metrics.counter("splitserve_bus_errors")
-        self._bus_reconnects = metrics.counter("splitserve_bus_reconnects")
+        self.refresh: Callable[[], None] = lambda: None
 
     # --- observe.Observer ---
 
@@ -94,18 +87,7 @@ class RouterMetrics:
         if longest > 1:
             self._per_token.observe(decode / (longest - 1))
 
-    # --- gauges, set when the page is asked for ---
-
-    def refresh(self, *, live: Iterable[RequestState], workers: Iterable[Role], degraded: bool) -> None:
-        """Set the gauges to what is so now."""
-        states, roles = Count(live), Count(workers)
-        for state, gauge in self._live.items():
-            gauge.set(states[state])
-        for role, gauge in self._workers.items():
-            gauge.set(roles[role])
-        self._degraded.set(degraded)
-
-    def bus_moved(self, errors: int, reconnects: int) -> None:
-        """Counts since the last call."""
-        self._bus_errors.inc(errors)
-        self._bus_reconnects.inc(reconnects)
+    def page(self) -> bytes:
+        """This router's own series, as text; what is read off at that moment (`gauges`) is brought up to date first."""
+        self.refresh()
+        return self.metrics.page()

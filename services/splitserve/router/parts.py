@@ -12,6 +12,9 @@ from splitserve.model.tokenizer import Tokenizer
 from splitserve.router.generation import Generator
 from splitserve.router.observe import NullObserver, Observer
 
+FLEET_PAGE = "/metrics"  # the whole fleet as one server would show it
+ROUTER_PAGE = "/metrics/router"  # this router's own series, for Prometheus
+
 # (the Accept header) -> (body, its content type); may raise SplitserveError
 MetricsPage = Callable[[str], Awaitable[tuple[bytes, str]]]
 # id -> the stored record, None when there is none; raises StoreUnavailable

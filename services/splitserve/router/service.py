@@ -10,7 +10,6 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from splitserve.bus.bus import Bus
 from splitserve.config import RouterSettings
 from splitserve.errors import ConfigError
 from splitserve.model.facts import ModelFacts
@@ -18,20 +17,22 @@ from splitserve.model.resolve import resolve, served_names
 from splitserve.model.tokenizer import Tokenizer
 from splitserve.protocol.states import Role
 from splitserve.protocol.subjects import Subjects, subject_token
-from splitserve.router.app import create_app
+from splitserve.router.app import create_app, metrics_app
 from splitserve.router.core import RouterCore
-from splitserve.router.dispatcher import Dispatcher
+from splitserve.router.dispatcher import Dispatcher, ended
+from splitserve.router.exposition import content_type, cut, written
+from splitserve.router.fleet_page import FleetPage
+from splitserve.router.gauges import Gauges
 from splitserve.router.metrics import RouterMetrics
-from splitserve.router.parts import RouterParts
+from splitserve.router.parts import FLEET_PAGE, ROUTER_PAGE, RouterParts
 from splitserve.router.protocol import RouterProtocol
 from splitserve.router.readiness import Readiness
 from splitserve.router.records import shown
 from splitserve.runtime.addresses import address_of
-from splitserve.runtime.http import bind, serving
+from splitserve.runtime.http import bind, port_of, serving
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.store.store import Store
-from splitserve.telemetry.metrics import CONTENT_TYPE
 
 log = logging.getLogger("splitserve.router")
 
@@ -43,16 +44,20 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
     async with AsyncExitStack() as stack:
         sock = bind(settings.http.host, settings.http.port)
         stack.callback(sock.close)
+        metrics_sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
+        stack.callback(metrics_sock.close)
+        metrics_url = f"http://{settings.worker.metrics_host}:{port_of(metrics_sock)}{ROUTER_PAGE}"
         tokenizer, facts = await asyncio.to_thread(_read_model, settings)
-        router = await _Router.open(settings, name, facts, stack)
+        router = await _Router.open(settings, name, metrics_url, facts, stack)
         readiness = router.readiness(tokenizer)
         app = create_app(router.parts(tokenizer, facts, readiness))
+        await stack.enter_async_context(serving(metrics_app(app.state.api), metrics_sock))
         await stack.enter_async_context(
             serving(app, sock, protocol=RouterProtocol, grace_s=int(settings.worker.drain_timeout))
         )
-        proving = asyncio.create_task(readiness.prove(), name="readiness")
-        stack.callback(proving.cancel)
-        log.info("listening", extra={"host": settings.http.host, "port": settings.http.port})
+        for work in (readiness.prove(), router.fleet_page.run()):
+            stack.push_async_callback(ended, asyncio.create_task(work, name="router"))
+        log.info("listening", extra={"host": settings.http.host, "port": settings.http.port, "metrics": metrics_url})
         await signals.stop()
 
 
@@ -66,17 +71,23 @@ class _Router:
     """The parts that need a bus or a store."""
 
     def __init__(
-        self, settings: RouterSettings, dispatcher: Dispatcher, store: Store, bus: Bus, metrics: RouterMetrics
+        self,
+        settings: RouterSettings,
+        dispatcher: Dispatcher,
+        store: Store,
+        metrics: RouterMetrics,
+        fleet_page: FleetPage,
     ) -> None:
+        self.fleet_page = fleet_page
         self._settings = settings
         self._dispatcher = dispatcher
         self._store = store
-        self._bus = bus
         self._metrics = metrics
-        self._errors = self._reconnects = 0
 
     @classmethod
-    async def open(cls, settings: RouterSettings, name: str, facts: ModelFacts, stack: AsyncExitStack) -> _Router:
+    async def open(
+        cls, settings: RouterSettings, name: str, metrics_url: str, facts: ModelFacts, stack: AsyncExitStack
+    ) -> _Router:
         cluster = settings.cluster
         life = f"{name}-{secrets.token_hex(4)}"
         subjects = Subjects(subject_token(cluster.cluster))
@@ -86,6 +97,7 @@ class _Router:
             incarnation=secrets.randbits(63) | 1,
             subjects=subjects,
             settings=settings.routing,
+            metrics_url=metrics_url,
         )
         metrics = RouterMetrics(
             model_name=served_names(settings.model)[0], engine=name, max_model_len=facts.max_model_len
@@ -101,11 +113,13 @@ class _Router:
             life=life,
             connect_timeout_s=cluster.connect_timeout,
             save=lambda record: store.save(record.row()),
-            page=lambda: metrics.metrics.page(),
+            page=metrics.page,
         )
         stack.push_async_callback(dispatcher.close)
         store.announce(life, core.incarnation)
-        return cls(settings, dispatcher, store, dispatcher.bus, metrics)
+        page = FleetPage(dispatcher.beats, subjects, lives=dispatcher.lives, own=metrics.page)
+        metrics.refresh = Gauges(metrics.metrics, dispatcher, store).refresh
+        return cls(settings, dispatcher, store, metrics, page)
 
     def readiness(self, tokenizer: Tokenizer) -> Readiness:
         ids = tuple(tokenizer.encode("Ready?", False))
@@ -129,7 +143,7 @@ class _Router:
             routing=self._settings.routing,
             read_request=self._read_request,
             why_not_ready=readiness.why_not,
-            metrics_pages={"/metrics": self._page},
+            metrics_pages={FLEET_PAGE: self.fleet_page.page, ROUTER_PAGE: self._own_page},
             observer=self._metrics,
             trust_request_chat_template=self._settings.model.trust_request_chat_template,
         )
@@ -139,13 +153,6 @@ class _Router:
         fields = {**record.row().fields, "owner": record.owner} if record else await self._store.read(rid)
         return shown(rid, fields) if fields else None
 
-    async def _page(self, _accept: str) -> tuple[bytes, str]:
-        counters = self._bus.counters
-        self._metrics.bus_moved(counters.errors - self._errors, counters.reconnects - self._reconnects)
-        self._errors, self._reconnects = counters.errors, counters.reconnects
-        self._metrics.refresh(
-            live=self._dispatcher.live_states(),
-            workers=self._dispatcher.live_roles(),
-            degraded=self._store.degraded,
-        )
-        return self._metrics.metrics.page(), CONTENT_TYPE
+    async def _own_page(self, accept: str) -> tuple[bytes, str]:
+        kind = content_type(accept)
+        return written(cut(self._metrics.page().decode()), kind), kind

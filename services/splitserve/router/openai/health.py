@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from importlib.metadata import PackageNotFoundError, version
 
@@ -41,5 +42,5 @@ async def metrics(http: Request) -> Response:
     body, content_type = await page(http.headers.get("accept", ""))
     headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
     if "gzip" in http.headers.get("accept-encoding", "") and len(body) >= _LEAST_GZIP:
-        body, headers["content-encoding"] = gzip.compress(body, 1), "gzip"
+        body, headers["content-encoding"] = await asyncio.to_thread(gzip.compress, body, 1), "gzip"
     return Response(body, headers=headers)
