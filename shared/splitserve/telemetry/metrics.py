@@ -1,49 +1,80 @@
-"""The metrics of one process: an explicit registry, children resolved once, no look-up by label on a hot path."""
+"""The metrics of one process: explicit registries, children resolved once, no look-up by label on a hot path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+import prometheus_client
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    Summary,
+)
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.registry import Collector
 
 from splitserve.protocol.states import Role
 from splitserve.telemetry.families import Family, Kind, Owner, families
+from splitserve.telemetry.legacy import LegacyCollector
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-_MADE = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.HISTOGRAM: Histogram}
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_MADE = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.SUMMARY: Summary}
 _OWNED: Mapping[Role, frozenset[Owner]] = {
     Role.ROUTER: frozenset({Owner.ROUTER, Owner.ALL}),
     Role.PREFILL: frozenset({Owner.PREFILL, Owner.WORKER, Owner.ALL}),
     Role.DECODE: frozenset({Owner.DECODE, Owner.WORKER, Owner.ALL}),
 }
-_M = TypeVar("_M", Counter, Gauge, Histogram)
+_Any = Counter | Gauge | Histogram | Summary
+_M = TypeVar("_M", Counter, Gauge, Histogram, Summary)
+
+Page = Callable[[str], tuple[bytes, str]]  # an Accept header -> a page and its content type
 
 
 class Metrics:
-    """All families that `role` owns, with `model_name` and `engine` set. Families without labels are exported from the start."""
+    """All families that `role` owns, with what each says of this process (`identity`) set; known series are exported from
+    the start. `legacy` adds vLLM's older names."""
 
-    def __init__(self, role: Role, *, model_name: str, engine: str, max_model_len: int) -> None:
+    def __init__(
+        self, role: Role, *, model_name: str, engine: str, max_model_len: int, version: str = "", legacy: bool = False
+    ) -> None:
+        prometheus_client.disable_created_metrics()  # a setting of the library, not of a registry
         self.registry = CollectorRegistry()
-        self._constant = {"model_name": model_name, "engine": engine}
-        self._made: dict[str, Counter | Gauge | Histogram] = {}
-        for family in families(max_model_len):
-            if family.owner in _OWNED[role]:
-                self._made[family.name] = self._make(family)
+        self._identity = {"model_name": model_name, "engine": engine}
+        self._families = {f.name: f for f in families(max_model_len) if f.owner in _OWNED[role]}
+        self._made = {family.name: self._make(family) for family in self._families.values()}
+        self._older = LegacyCollector(self.registry, model_name, zeros=role is not Role.ROUTER) if legacy else None
+        self._process = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._process)
+        self.gauge("splitserve_build_info", version=version, role=role, python=platform.python_version()).set(1)
 
-    def _make(self, family: Family) -> Counter | Gauge | Histogram:
-        labels = (*self._constant, *family.labels)
+    def _make(self, family: Family) -> _Any:
+        labels = (*family.identity, *family.labels)
         if family.kind is Kind.HISTOGRAM:
-            made = Histogram(family.name, family.help, labels, buckets=family.buckets, registry=self.registry)
+            made: _Any = Histogram(family.name, family.help, labels, buckets=family.buckets, registry=self.registry)
         else:
             made = _MADE[family.kind](family.name, family.help, labels, registry=self.registry)
-        if not family.labels:
-            made.labels(**self._constant)
+        for series in family.known:
+            child = made.labels(*self._values(family), *series.values) if labels else made
+            if series.value and isinstance(child, Gauge):
+                child.set(series.value)
         return made
 
+    def _values(self, family: Family) -> tuple[str, ...]:
+        return tuple(self._identity[label] for label in family.identity)
+
     def _child(self, kind: type[_M], name: str, labels: Mapping[str, str]) -> _M:
-        child = self._made[name].labels(**self._constant, **labels)
+        made, family = self._made[name], self._families[name]
+        named = {**{label: self._identity[label] for label in family.identity}, **labels}
+        child = made.labels(**named) if named else made
         if not isinstance(child, kind):
             raise TypeError(f"{name} is a {type(child).__name__}, not a {kind.__name__}")
         return child
@@ -60,6 +91,30 @@ class Metrics:
         """The child of a histogram family; resolve once and keep."""
         return self._child(Histogram, name, labels)
 
+    def summary(self, name: str, **labels: str) -> Summary:
+        """The child of a summary family; resolve once and keep."""
+        return self._child(Summary, name, labels)
+
     def page(self) -> bytes:
-        """The text exposition of this process."""
-        return generate_latest(self.registry)
+        """The table's families as text 0.0.4: what other processes join to theirs."""
+        return generate_latest(_Joined(self._collectors()))
+
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """The page of this process alone, `process_*` and `python_*` included, in the format that `accept` (an HTTP Accept
+        header) asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(_Joined((*self._collectors(), self._process))), content_type
+
+    def _collectors(self) -> tuple[Collector, ...]:
+        return (self.registry, self._older) if self._older else (self.registry,)
+
+
+class _Joined(Collector):
+    """Several collectors as one."""
+
+    def __init__(self, collectors: tuple[Collector, ...]) -> None:
+        self._collectors = collectors
+
+    def collect(self) -> Iterator[Metric]:
+        for collector in self._collectors:
+            yield from collector.collect()
