@@ -35,7 +35,7 @@ from splitserve.protocol.messages import (
     Resume,
     ResumeAnswer,
 )
-from splitserve.protocol.states import DecodeState, RefuseReason, Role
+from splitserve.protocol.states import DecodeState, RefuseReason, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
 from splitserve.worker.effects import EngineBatch, Identity, ToEngine
@@ -242,6 +242,7 @@ class DecodeJobs:
             seeds=asked.seeds,
             priority=asked.priority,
             cache_salt=asked.cache_salt,
+            counted=not is_probe(asked.rid),
         )
         return answer, [*commands, ToEngine(add), *([] if source is None else [Attach(source)])]
 

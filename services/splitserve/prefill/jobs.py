@@ -27,7 +27,7 @@ from splitserve.protocol.messages import (
     Resume,
     ResumeAnswer,
 )
-from splitserve.protocol.states import PrefillState, RefuseReason, Role
+from splitserve.protocol.states import PrefillState, RefuseReason, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
 from splitserve.worker.effects import EngineBatch, Identity, ToEngine
@@ -200,6 +200,7 @@ class PrefillJobs:
             seeds=asked.seeds,
             priority=asked.priority,
             cache_salt=asked.cache_salt,
+            counted=not is_probe(asked.rid),
         )
         return answer, [*commands, ToEngine(add)]
 

@@ -11,9 +11,8 @@ from typing import Protocol
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams, TokenLogprob
+from splitserve.protocol.states import PROBE_ID as PROBE_ID
 from splitserve.protocol.states import FinishReason
-
-PROBE_ID = "probe-"  # how the ids of readiness probes begin: they are nobody's request, and counted nowhere
 
 
 @dataclass(frozen=True, slots=True)

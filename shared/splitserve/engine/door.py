@@ -48,6 +48,7 @@ class Add:
     seeds: tuple[int, ...]
     priority: int = 0
     cache_salt: str = ""
+    counted: bool = True  # False: `StepStats` leaves it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +176,14 @@ Event = Reserved | Rejected | Progress | Prefilled | TokenEvent | Preempted | Go
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One step, for metrics. Durations in seconds."""
+    """One step, for metrics. Durations in seconds. Jobs that are not `counted` are in no number of tokens or jobs moved."""
 
     seconds: float
     prefill_tokens: int  # computed in this step
     decode_tokens: int
+    samples: int  # rows that went through the output layer
+    attended: int  # over all tokens computed, the positions that each attends to, as if every one saw the whole row
+    context: int  # over all decode rows, the positions whose KV is read
     running: int
     waiting: int
     awaiting: int

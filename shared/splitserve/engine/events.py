@@ -74,10 +74,26 @@ def ended(sequence: Sequence) -> door.TokenEvent:
 
 def stats(plan: Plan, scheduler: Scheduler, awaiting: int, seconds: float) -> door.StepStats:
     """Of a step, as the queues stand after it."""
+    decoded = samples = attended = context = prefilled = 0
+    for number, (planned, row) in enumerate(zip(plan.rows, plan.batch_rows)):
+        if not planned.job.counted:
+            continue
+        tokens = len(row.ids)
+        reached = row.start + tokens
+        samples += len(row.samples)
+        attended += tokens * reached
+        if number < plan.num_decodes:
+            decoded += 1
+            context += reached
+        else:
+            prefilled += tokens
     return door.StepStats(
         seconds=seconds,
-        prefill_tokens=plan.chunk_tokens,
-        decode_tokens=plan.num_decodes,
+        prefill_tokens=prefilled,
+        decode_tokens=decoded,
+        samples=samples,
+        attended=attended,
+        context=context,
         running=len(scheduler.running) + len(scheduler.computing),
         waiting=len(scheduler.waiting) + len(scheduler.loaded),
         awaiting=awaiting,

@@ -33,7 +33,6 @@ class Plan:
     rows: list[PlannedRow] = field(default_factory=list[PlannedRow])
     batch_rows: list[StepRow] = field(default_factory=list[StepRow])
     num_decodes: int = 0
-    chunk_tokens: int = 0
     gave_way: list[Job] = field(default_factory=list[Job])  # preempted for good: their sequences had begun
     preemptions: int = 0
     prefix_queries: int = 0
@@ -114,7 +113,6 @@ class Scheduler:
         budget = self._add_prompts(plan, self.computing, budget)
         while budget > 0 and (job := self._start_next(plan, now)):
             budget = self._add_prompts(plan, (job,), budget)
-        plan.chunk_tokens = self._config.chunk_tokens - budget
         return plan
 
     def _seats_for(self, job: Job) -> bool:
@@ -141,7 +139,7 @@ class Scheduler:
         """A prompt that is being computed starts again later; of a job that has begun to decode, the router moves it."""
         newest = [queue[-1] for queue in (self.computing, self.loaded) if queue]
         job = max((self.running[-1].job, *newest), key=_rank)
-        plan.preemptions += 1
+        plan.preemptions += job.counted
         restart = job.phase is Phase.COMPUTING
         self.remove(job)
         self._tables.release(job.prompt)
@@ -206,7 +204,7 @@ class Scheduler:
         job.phase = Phase.COMPUTING
         job.cached_tokens = job.prompt.computed
         job.uncached = job.prompt.left
-        if job.start(now):
+        if job.start(now) and job.counted:
             plan.prefix_queries += len(job.prompt.ids)
             plan.prefix_hits += job.cached_tokens
         insort(self.computing, job, key=_rank)

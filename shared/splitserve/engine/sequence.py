@@ -89,6 +89,7 @@ class Job:
     stop_ids: frozenset[int]
     prompt: Span  # what is computed or awaited for all of its sequences at once
     ready_at: float  # could have been scheduled: added, or loaded
+    counted: bool = True
     sequences: list[Sequence] = field(default_factory=list[Sequence])
     phase: Phase = Phase.WAITING
     uncached: int = 0  # ids of `prompt` that are still to be computed here
@@ -122,7 +123,7 @@ def make_job(add: Add, rank: tuple[int, int], hash_seed: bytes, eos_ids: frozens
     single = len(fulls) == 1
     prompt = Span(fulls[0] if single and add.mode is Mode.LOCAL else list(add.ids))
     stop_ids = frozenset(add.params.stop_token_ids) | (frozenset() if add.params.ignore_eos else eos_ids)
-    job = Job(add.key, add.mode, add.params, add.prompt_len, rank, hash_seed, stop_ids, prompt, now)
+    job = Job(add.key, add.mode, add.params, add.prompt_len, rank, hash_seed, stop_ids, prompt, now, add.counted)
     for number, (seed, full) in enumerate(zip(add.seeds, fulls, strict=True)):
         shared = add.mode is Mode.PREFILL or (single and len(full) <= len(prompt.ids))
         job.sequences.append(Sequence(job, number, seed, prompt if shared else Span(full)))

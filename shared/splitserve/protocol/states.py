@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
+PROBE_ID = "probe-"  # how the ids of readiness probes begin
+
+
+def is_probe(rid: str) -> bool:
+    """Whether this is a readiness probe: nobody's request, so counted nowhere."""
+    return rid.startswith(PROBE_ID)
+
 
 class Role(StrEnum):
     ROUTER = "router"

@@ -1,0 +1,56 @@
+"""What a step tells of itself: work by kind, and nothing of jobs that are not to be counted."""
+
+from __future__ import annotations
+
+from splitserve.engine import door
+from splitserve.engine.door import Mode
+from splitserve.protocol.params import SamplingParams
+from support.engines import Bench
+
+PROMPT = [*range(10, 20)]
+
+
+def stats_of(bench: Bench) -> list[door.StepStats]:
+    return [batch.stats for batch in bench.batches if batch.stats]
+
+
+def test_each_prompt_token_is_counted_once_where_it_is_computed() -> None:
+    bench = Bench(chunk_tokens=4)
+    bench.add("a", PROMPT, Mode.PREFILL)
+    bench.run()
+    assert [s.prefill_tokens for s in stats_of(bench)] == [4, 4, 2]
+    assert [s.samples for s in stats_of(bench)] == [0, 0, 1]
+
+
+def test_a_step_says_how_far_its_tokens_look_back() -> None:
+    bench = Bench(chunk_tokens=16)
+    bench.add("a", PROMPT, max_tokens=3)
+    bench.run()
+    first, second, third = stats_of(bench)
+    assert (first.prefill_tokens, first.attended, first.context) == (10, 100, 0)
+    assert (second.decode_tokens, second.attended, second.context) == (1, 11, 11)
+    assert (third.decode_tokens, third.attended, third.context) == (1, 12, 12)
+
+
+def test_a_job_that_is_not_counted_is_in_no_number() -> None:
+    bench = Bench()
+    one, params = tuple(PROMPT), SamplingParams(max_tokens=4)
+    bench.outputs["probe", 0] = []
+    bench.engine.submit(door.Add("probe", Mode.LOCAL, one, len(one), ((),), params, (1,), counted=False))
+    bench.run()
+    assert len(bench.outputs["probe", 0]) == 4
+    for stats in stats_of(bench):
+        assert not (stats.prefill_tokens or stats.decode_tokens or stats.samples or stats.attended or stats.context)
+        assert not (stats.prefix_queries or stats.prefix_hits)
+
+
+def test_others_beside_it_are_counted() -> None:
+    bench = Bench()
+    one, params = tuple(PROMPT), SamplingParams(max_tokens=4)
+    bench.outputs["probe", 0] = []
+    bench.engine.submit(door.Add("probe", Mode.LOCAL, one, len(one), ((),), params, (1,), counted=False))
+    bench.add("a", [30, 31, 32], max_tokens=4)
+    bench.run()
+    assert sum(s.prefill_tokens for s in stats_of(bench)) == 3
+    assert sum(s.decode_tokens for s in stats_of(bench)) == 3
+    assert sum(s.prefix_queries for s in stats_of(bench)) == 3
