@@ -152,7 +152,16 @@ class RoutingSettings(Group):
 class WorkerSettings(Group):
     """What prefill and decode workers share."""
 
-    name: str = Field(default="", description="stable name of this worker or router; empty: <role>-<hostname>-<pid>")
+    name: str = Field(
+        default="",
+        description="stable name of this worker or router, {hostname} in it stands for the machine's; "
+        "empty: <role>-<hostname>-<pid>",
+    )
+    advertise_host: str = Field(
+        default="",
+        description="address that others are told to find this process at; empty: the one it listens on, or, when that "
+        "is 0.0.0.0, the one by which it reaches NATS",
+    )
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port for probes and Prometheus, of a worker or a router; 0: a free one"
     )

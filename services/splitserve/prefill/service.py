@@ -14,6 +14,8 @@ from splitserve.kv.lease import Lease, LeaseTable, Pin
 from splitserve.prefill.jobs import PrefillJobs
 from splitserve.protocol.effects import Tick
 from splitserve.protocol.states import Role
+from splitserve.runtime.addresses import address_of
+from splitserve.runtime.identity import found_at
 from splitserve.runtime.process import Signals
 from splitserve.worker.observe import Rising
 from splitserve.worker.rules import Limits
@@ -49,7 +51,10 @@ async def make_prefill(parts: Parts) -> RoleParts:
     name, leases = machine.identity.name, LeaseTable()
     run_dir = Path(parts.stack.enter_context(tempfile.TemporaryDirectory(prefix="splitserve-kv-")))
     pinned = PinnedLeases(leases, lambda: parts.put(Tick()))
-    exporter = Exporter(name, machine.segment, pinned, transfer, socket_dir(transfer, run_dir), parts.faults)
+    host = found_at(transfer.kv_host, parts.settings.worker, address_of(parts.settings.cluster.nats, "--nats"))
+    exporter = Exporter(
+        name, machine.segment, pinned, transfer, socket_dir(transfer, run_dir), parts.faults, advertised_host=host
+    )
     addresses = await exporter.start()
     parts.stack.push_async_callback(exporter.close)
     core = PrefillJobs(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
-import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -30,6 +28,7 @@ from splitserve.router.readiness import Readiness
 from splitserve.router.records import shown
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.http import bind, port_of, serving
+from splitserve.runtime.identity import found_at, name_of, url_of
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.store.store import Store
@@ -39,14 +38,16 @@ log = logging.getLogger("splitserve.router")
 
 async def run(settings: RouterSettings, signals: Signals) -> None:
     """Serve until a stop signal. Raises StartupError."""
-    name = subject_token(settings.worker.name or f"router-{socket.gethostname()}-{os.getpid()}")
+    name = name_of(settings.worker.name, Role.ROUTER)
     set_up_logs(settings.log, name)
     async with AsyncExitStack() as stack:
         sock = bind(settings.http.host, settings.http.port)
         stack.callback(sock.close)
         metrics_sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
         stack.callback(metrics_sock.close)
-        metrics_url = f"http://{settings.worker.metrics_host}:{port_of(metrics_sock)}{ROUTER_PAGE}"
+        nats = address_of(settings.cluster.nats, "--nats")
+        host = found_at(settings.worker.metrics_host, settings.worker, nats)
+        metrics_url = url_of(host, port_of(metrics_sock), ROUTER_PAGE)
         tokenizer, facts = await asyncio.to_thread(_read_model, settings)
         router = await _Router.open(settings, name, metrics_url, facts, stack)
         readiness = router.readiness(tokenizer)

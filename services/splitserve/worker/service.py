@@ -20,10 +20,11 @@ from splitserve.faultpoints import Faults
 from splitserve.protocol.effects import BusDown, BusUp
 from splitserve.protocol.messages import Beat
 from splitserve.protocol.states import Role
-from splitserve.protocol.subjects import Subjects, subject_token
+from splitserve.protocol.subjects import Subjects
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.heartbeat import Heartbeat
 from splitserve.runtime.http import bind, health_app, port_of, serving
+from splitserve.runtime.identity import found_at, name_of, url_of
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.runtime.shell import Shell, ShellCore
@@ -77,13 +78,13 @@ MakeRole = Callable[[Parts], Awaitable[RoleParts]]
 
 async def run_worker(settings: WorkerProcessSettings, signals: Signals, role: Role, make: MakeRole) -> None:
     """Serve until a stop signal. Raises StartupError at start, EngineFailed when the engine's thread crashed."""
-    name = subject_token(settings.worker.name or f"{role}-{socket.gethostname()}-{os.getpid()}")
+    name = name_of(settings.worker.name, role)
     set_up_logs(settings.log, name)
+    url = address_of(settings.cluster.nats, "--nats")
     sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
-    metrics_url = f"http://{settings.worker.metrics_host}:{port_of(sock)}/metrics"
     async with AsyncExitStack() as stack:
         stack.callback(sock.close)
-        url = address_of(settings.cluster.nats, "--nats")
+        metrics_url = url_of(found_at(settings.worker.metrics_host, settings.worker, url), port_of(sock), "/metrics")
         events = Mailbox()
         bus = await _connect(stack, settings, url, name, role, events.put)
         beats = await _connect(stack, settings, url, f"{name}-beats", role, lambda event: None)

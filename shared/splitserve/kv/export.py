@@ -26,7 +26,8 @@ _SENDERS = 8  # transfers that are sent at once; more of them wait
 class Exporter:
     """Serves `segment`'s descriptor on a unix socket in `socket_dir`, named after the worker, and leased blocks over tcp.
 
-    The segment must be `checksummed` where `settings.kv_checksum` is "all" (`Segment.create(…, checksummed=…)`).
+    Readers are told `advertised_host`, where there is one, instead of the address that tcp listens on. The segment must be
+    `checksummed` where `settings.kv_checksum` is "all" (`Segment.create(…, checksummed=…)`).
     """
 
     def __init__(
@@ -37,12 +38,15 @@ class Exporter:
         settings: TransferSettings,
         socket_dir: Path,
         faults: Faults,
+        *,
+        advertised_host: str = "",
     ) -> None:
         self._settings = settings
         self._checksums = HeldChecksums(segment, faults)
         self._executor = ThreadPoolExecutor(_SENDERS, thread_name_prefix="kv-send")
         self._shm = ShmServer(segment, socket_dir / f"{worker}.kv")
         self._tcp = TcpServer(segment, leases, self._executor, faults, settings.kv_host, settings.kv_port)
+        self._host = advertised_host or settings.kv_host
 
     async def start(self) -> tuple[KvAddress, ...]:
         """Listen; returns the addresses for beats and handles, best first. ConfigError, PortTaken."""
@@ -53,7 +57,9 @@ class Exporter:
                 addresses.append(KvAddress("shm", str(self._shm.path), boot_id()))
             if self._settings.kv_transport in ("auto", "tcp"):
                 _warn_if_open(self._settings.kv_host)
-                addresses.append(KvAddress("tcp", self._tcp.start()))
+                port = self._tcp.start()
+                host = f"[{self._host}]" if ":" in self._host else self._host
+                addresses.append(KvAddress("tcp", f"{host}:{port}"))
         except BaseException:
             await self.close()
             raise

@@ -66,8 +66,8 @@ class TcpServer:
         self._acceptor: Acceptor | None = None
         self.counts = Counts()
 
-    def start(self) -> str:
-        """Listen; returns "host:port". PortTaken, ConfigError."""
+    def start(self) -> int:
+        """Listen; returns the port. PortTaken, ConfigError."""
         try:
             family, kind, protocol, _, where = socket.getaddrinfo(
                 self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -86,8 +86,7 @@ class TcpServer:
                 f"cannot listen on {self._host}:{self._port} (--kv-host, --kv-port): {error.strerror}"
             ) from error
         self._acceptor = Acceptor(listener, self._serve, "tcp")
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{listener.getsockname()[1]}"
+        return int(listener.getsockname()[1])
 
     @property
     def connections(self) -> int:
