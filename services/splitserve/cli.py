@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from splitserve.config import MIB, Group, RouterSettings, ServeProcessSettings, WorkerProcessSettings
 from splitserve.errors import ConfigError, StartupError, row_of
+from splitserve.telemetry.build import installed_version
 
 PREFIX = "SPLITSERVE_"
 METAVARS: dict[object, str] = {int: "N", float: "X"}
@@ -134,7 +134,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"splitserve {_version()}")
+    parser.add_argument("--version", action="version", version=f"splitserve {installed_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in COMMANDS:
         one = commands.add_parser(
@@ -179,10 +179,3 @@ def _default(name: str, value: object) -> str:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _version() -> str:
-    try:
-        return version("splitserve")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -165,6 +165,9 @@ class WorkerSettings(Group):
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port for probes and Prometheus, of a worker or a router; 0: a free one"
     )
+    legacy_metrics: bool = Field(
+        default=False, description="export older names of vLLM's metrics too, such as vllm:gpu_cache_usage_perc"
+    )
     metrics_host: str = Field(default="127.0.0.1", description="address of that port")
     drain_timeout: float = Field(default=60.0, ge=0, description="seconds that a leaving worker finishes what it has")
 

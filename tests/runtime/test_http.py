@@ -9,11 +9,11 @@ from starlette.applications import Starlette
 from splitserve.errors import PortTaken
 from splitserve.protocol.states import Role
 from splitserve.runtime.http import bind, health_app, port_of, serving
-from splitserve.telemetry.metrics import CONTENT_TYPE, Metrics
+from splitserve.telemetry.metrics import Metrics
 
 
-def a_page() -> bytes:
-    return Metrics(Role.DECODE, model_name="m", engine="decode-0", max_model_len=2048).page()
+def a_page(accept: str) -> tuple[bytes, str]:
+    return Metrics(Role.DECODE, model_name="m", engine="decode-0", max_model_len=2048).answer(accept)
 
 
 async def test_health_ready_and_metrics_answer() -> None:
@@ -21,7 +21,7 @@ async def test_health_ready_and_metrics_answer() -> None:
     url = f"http://127.0.0.1:{port_of(sock)}"
     why_not = ["the engine loads"]
     async with (
-        serving(health_app(a_page, CONTENT_TYPE, lambda: why_not[0]), sock),
+        serving(health_app(a_page, lambda: why_not[0]), sock),
         httpx.AsyncClient(base_url=url) as client,
     ):
         assert (await client.get("/health")).status_code == 200
@@ -32,6 +32,9 @@ async def test_health_ready_and_metrics_answer() -> None:
         page = await client.get("/metrics")
         assert "text/plain" in page.headers["content-type"]
         assert 'vllm:num_requests_running{engine="decode-0",model_name="m"} 0.0' in page.text
+        asked = await client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+        assert asked.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+        assert asked.text.endswith("# EOF\n")
 
 
 def test_a_taken_port_is_one_clear_error() -> None:

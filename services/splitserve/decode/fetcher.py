@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, FetchFailed, Key
+from splitserve.decode.observe import FetchMetrics
 from splitserve.errors import ChecksumMismatch, Fenced, KvError, KvMismatch, Unreachable
 from splitserve.kv.transfer.reader import KvReader
-from splitserve.protocol.states import FailReason
+from splitserve.protocol.states import FailReason, is_probe
 from splitserve.telemetry.metrics import Metrics
 
 log = logging.getLogger("splitserve.decode")
@@ -21,7 +22,6 @@ REASONS: Mapping[type[KvError], FailReason] = {
     KvMismatch: FailReason.MISMATCH,
     ChecksumMismatch: FailReason.CHECKSUM,
 }
-_TRANSPORTS = ("shm", "tcp")
 
 
 class Fetcher:
@@ -33,13 +33,7 @@ class Fetcher:
         self._block_tokens = block_tokens
         self._fetches: dict[Key, asyncio.Task[Fetched | FetchFailed]] = {}
         self._attaching: set[asyncio.Task[None]] = set()
-        self._seconds = {t: metrics.histogram("splitserve_kv_transfer_seconds", transport=t) for t in _TRANSPORTS}
-        self._bytes = {t: metrics.counter("splitserve_kv_transfer_bytes", transport=t) for t in _TRANSPORTS}
-        self._blocks = {t: metrics.counter("splitserve_kv_transfer_blocks", transport=t) for t in _TRANSPORTS}
-        self._failed = {r: metrics.counter("splitserve_kv_failed", reason=r) for r in FailReason}
-        self._fenced = metrics.counter("splitserve_kv_fenced")
-        self._asked = metrics.counter("vllm:external_prefix_cache_queries")
-        self._got = metrics.counter("vllm:external_prefix_cache_hits")
+        self._metrics = FetchMetrics(metrics)
 
     def attach(self, command: Attach) -> None:
         task = asyncio.create_task(self._attach(command), name="kv-attach")
@@ -78,22 +72,21 @@ class Fetcher:
 
     async def _fetch(self, command: Fetch) -> Fetched | FetchFailed:
         key, handle = command.key, command.handle
+        counted = not is_probe(key[0])
         tokens = handle.kv_tokens - self._block_tokens * (len(handle.groups[0].blocks) - len(command.pairs))
-        self._asked.inc(tokens)
+        if counted:
+            self._metrics.asked(tokens)
         try:
             result = await self._reader.fetch(handle, command.pairs)
         except KvError as error:
             reason = REASONS[type(error)]
-            self._failed[reason].inc()
-            self._fenced.inc(reason is FailReason.FENCED)
+            if counted:
+                self._metrics.failed(reason)
             log.warning("fetch failed", extra={"rid": key[0], "reason": reason, "why": error.message})
             return FetchFailed(key, reason, error.message)
         except Exception as error:  # no peer can cause it; the job must still hear of its end
             log.exception("fetch crashed", extra={"rid": key[0]})
             return FetchFailed(key, FailReason.UNREACHABLE, f"{type(error).__name__}: {error}")
-        if result.transport in self._seconds:
-            self._seconds[result.transport].observe(result.seconds)
-            self._bytes[result.transport].inc(result.bytes)
-            self._blocks[result.transport].inc(result.blocks)
-        self._got.inc(tokens)
+        if counted:
+            self._metrics.got(tokens, result)
         return Fetched(key, result.bytes, result.blocks, result.transport, result.seconds)

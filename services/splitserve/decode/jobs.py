@@ -6,6 +6,7 @@ when both have. Blocks that a fetch still writes are therefore aborted in the en
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import inf
@@ -118,6 +119,11 @@ class DecodeJobs:
     @property
     def draining(self) -> bool:
         return self._desk.draining
+
+    @property
+    def refused(self) -> Counter[RefuseReason]:
+        """Jobs and messages that were not taken, by reason."""
+        return self._desk.refused
 
     @property
     def running(self) -> int:

@@ -6,6 +6,7 @@ by release, cancel or the lease's end, each of which leaves a tombstone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,11 @@ class PrefillJobs:
     @property
     def draining(self) -> bool:
         return self._desk.draining
+
+    @property
+    def refused(self) -> Counter[RefuseReason]:
+        """Jobs and messages that were not taken, by reason."""
+        return self._desk.refused
 
     @property
     def running(self) -> int:

@@ -17,6 +17,7 @@ from splitserve.protocol.states import Role
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.identity import found_at
 from splitserve.runtime.process import Signals
+from splitserve.telemetry.metrics import Metrics
 from splitserve.worker.observe import Rising
 from splitserve.worker.rules import Limits
 from splitserve.worker.service import Parts, RoleParts, run_worker
@@ -65,12 +66,16 @@ async def make_prefill(parts: Parts) -> RoleParts:
     )
     held_bytes = parts.metrics.gauge("splitserve_kv_held_bytes")
     held = parts.metrics.gauge("splitserve_kv_leases")
-    expired = Rising(parts.metrics.counter("splitserve_kv_lease_expired").inc, lambda: leases.expired_total)
+    readers = {t: parts.metrics.gauge("splitserve_kv_readers", transport=t) for t in ("shm", "tcp")}
+    rising = _rising(parts.metrics, leases, exporter)
 
     def refresh() -> None:
         held_bytes.set(leases.held_blocks * machine.segment.block_bytes)
         held.set(len(leases))
-        expired.refresh()
+        readers["shm"].set(exporter.shm_readers)
+        readers["tcp"].set(exporter.tcp_connections)
+        for counter in rising:
+            counter.refresh()
 
     def hold(event: door.Event) -> None:
         if isinstance(event, door.Prefilled):
@@ -78,3 +83,12 @@ async def make_prefill(parts: Parts) -> RoleParts:
 
     subjects = (parts.subjects.worker_in(name), parts.subjects.worker_lease(name))
     return RoleParts(core, subjects, {}, on_event=hold, refresh=refresh)
+
+
+def _rising(metrics: Metrics, leases: LeaseTable, exporter: Exporter) -> tuple[Rising, ...]:
+    return (
+        Rising(metrics.counter("splitserve_kv_lease_expired").inc, lambda: leases.expired_total),
+        Rising(metrics.counter("splitserve_kv_sent_bytes", transport="tcp").inc, lambda: exporter.counts.bytes),
+        Rising(metrics.counter("splitserve_kv_sends_refused").inc, lambda: exporter.counts.refused),
+        Rising(metrics.counter("splitserve_kv_sends_severed").inc, lambda: exporter.counts.severed),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -52,6 +53,7 @@ class Desk:
     limits: Limits
     rules: Rules
     draining: bool = False
+    refused: Counter[RefuseReason] = field(default_factory=Counter[RefuseReason])  # answers, for metrics
     routers: Routers = field(init=False)
     tombstones: Tombstones = field(init=False)
     _factors: dict[str, Factors] = field(default_factory=dict[str, Factors])
@@ -120,6 +122,7 @@ class Desk:
         return factor or f"fingerprint: here {self.identity.fingerprint!r}, there {fingerprint!r}"
 
     def refuse(self, reason: RefuseReason, message: str) -> Refused:
+        self.refused[reason] += 1
         return Refused(reason, message, self.limits.retry_ms)
 
     def digest(self, router: str, stream_seq: int, rows: Iterable[DigestRow]) -> Publish:

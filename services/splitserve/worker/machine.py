@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitserve.config import WorkerProcessSettings
@@ -15,6 +16,8 @@ from splitserve.kv.segment import Segment
 from splitserve.model.resolve import resolve, served_names
 from splitserve.protocol.states import Role
 from splitserve.worker.effects import Identity
+from splitserve.worker.estimates import ModelSizes
+from splitserve.worker.facts import cache_config, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Machine:
     identity: Identity
     engine: Engine
     segment: Segment
+    sizes: ModelSizes
+    cache_config: Mapping[str, str]  # labels of vllm:cache_config_info
 
     def close(self) -> None:
         self.segment.close()
@@ -59,4 +64,5 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
         bytes_per_token=loaded.layout.bytes_per_token,
         metrics_url=metrics_url,
     )
-    return Machine(identity, engine, segment)
+    cache = cache_config(loaded, settings.engine, blocks, identity.max_model_len)
+    return Machine(identity, engine, segment, sizes_of(loaded), cache)

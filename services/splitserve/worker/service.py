@@ -25,15 +25,17 @@ from splitserve.runtime.addresses import address_of
 from splitserve.runtime.heartbeat import Heartbeat
 from splitserve.runtime.http import bind, health_app, port_of, serving
 from splitserve.runtime.identity import found_at, name_of, url_of
+from splitserve.runtime.lag import watch_lag
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.runtime.shell import Shell, ShellCore
-from splitserve.telemetry.metrics import CONTENT_TYPE, Metrics
+from splitserve.telemetry.metrics import Metrics
 from splitserve.worker.drain import drain
 from splitserve.worker.effects import EngineBatch, ToEngine
+from splitserve.worker.estimates import Estimator
 from splitserve.worker.host import Host
 from splitserve.worker.machine import Machine, build_machine
-from splitserve.worker.observe import Loaded, WorkerMetrics
+from splitserve.worker.observe import Loaded, StepMetrics, WorkerMetrics
 
 log = logging.getLogger("splitserve.worker")
 
@@ -169,13 +171,21 @@ async def _serve(
 ) -> None:
     identity, subjects = machine.identity, Subjects(settings.cluster.cluster)
     faults = Faults.from_environment(os.environ)
-    metrics = Metrics(role, model_name=identity.model, engine=identity.name, max_model_len=identity.max_model_len)
+    metrics = Metrics(
+        role,
+        model_name=identity.model,
+        engine=identity.name,
+        max_model_len=identity.max_model_len,
+        legacy=settings.worker.legacy_metrics,
+    )
     parts = await make(Parts(settings, machine, subjects, metrics, faults, events.put, stack))
     core = parts.core
-    observed = WorkerMetrics(metrics, core, (bus, beats), parts.refresh)
+    steps = StepMetrics(metrics, Estimator(machine.sizes))
+    observed = WorkerMetrics(metrics, core, (bus, beats), lambda: host.step_age_ms, parts.refresh)
+    metrics.gauge("vllm:cache_config_info", **machine.cache_config).set(1)
 
     def on_batch(batch: door.Batch) -> None:
-        observed.on_batch(batch)
+        steps.on_batch(batch)
         for event in batch.events:
             if isinstance(event, door.Failed | door.Rejected):
                 log.error("job lost in the engine", extra={"key": str(event.key), "why": event.message})
@@ -190,16 +200,21 @@ async def _serve(
         beat = core.beat(asyncio.get_running_loop().time(), host.step_age_ms, lag_ms)
         return replace(beat, ready=not faults.value("worker.never_ready"))
 
-    heartbeat = Heartbeat(beats, subjects, make_beat, shell.receive, observed.page)
+    round_trip = metrics.histogram("splitserve_bus_round_trip_seconds").observe
+    heartbeat = Heartbeat(beats, subjects, make_beat, shell.receive, observed.page, round_trip=round_trip)
     host.start()
     stack.push_async_callback(host.stop)
-    tasks = [asyncio.create_task(shell.run(), name="shell")]
+    lag = metrics.histogram("splitserve_event_loop_lag_seconds").observe
+    tasks = [
+        asyncio.create_task(shell.run(), name="shell"),
+        asyncio.create_task(watch_lag(lag), name="loop-lag"),
+    ]
     stack.push_async_callback(_cancel, tasks)
     for subject in parts.subjects:
         await bus.subscribe(subject, shell.receive)
     await bus.receive_replies(shell.receive)
     await bus.flush(settings.cluster.connect_timeout)  # nobody may hear our beat before we can be asked
-    app = health_app(observed.page, CONTENT_TYPE, lambda: "draining" if core.draining else "")
+    app = health_app(observed.answer, lambda: "draining" if core.draining else "")
     await stack.enter_async_context(serving(app, sock))
     tasks.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
     log.info("ready", extra={"model": identity.model, "blocks": identity.total_blocks, "metrics": identity.metrics_url})

@@ -18,7 +18,10 @@ BEAT_S = 0.5
 
 
 class Heartbeat:
-    """Publishes `make(bus_lag_ms)` every half second and passes on every beat that it hears, its own included."""
+    """Publishes `make(bus_lag_ms)` every half second and passes on every beat that it hears, its own included.
+
+    `round_trip` is told the seconds between sending a beat and hearing it.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Heartbeat:
         hear: Callable[[Message, str | None], None],
         page: Callable[[], bytes],
         every_s: float = BEAT_S,
+        round_trip: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._bus = bus
         self._subjects = subjects
@@ -35,6 +39,7 @@ class Heartbeat:
         self._hear = hear
         self._page = page
         self._every_s = every_s
+        self._round_trip = round_trip
         self._loop = asyncio.get_running_loop()
         self._sent_at = inf
         self._lag_s = 0.0
@@ -61,6 +66,7 @@ class Heartbeat:
     def _on_beat(self, message: Message, reply_to: str | None) -> None:
         if isinstance(message, Beat) and (message.name, message.incarnation) == self._life:
             self._lag_s = max(0.0, self._loop.time() - self._sent_at)
+            self._round_trip(self._lag_s)
         self._hear(message, reply_to)
 
     def _on_metrics(self, message: Message, reply_to: str | None) -> None:

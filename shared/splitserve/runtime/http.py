@@ -85,8 +85,11 @@ async def serving(
         sock.close()
 
 
-def health_app(page: Callable[[], bytes], content_type: str, ready: Callable[[], str]) -> Starlette:
-    """A worker's port: `/health` (alive), `/ready` (200, or 503 with the reason that `ready()` gives), `/metrics`."""
+def health_app(page: Callable[[str], tuple[bytes, str]], ready: Callable[[], str]) -> Starlette:
+    """A worker's port: `/health` (alive), `/ready` (200, or 503 with the reason that `ready()` gives), `/metrics`.
+
+    `page` makes a metrics page and its content type of an Accept header.
+    """
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -95,8 +98,9 @@ def health_app(page: Callable[[], bytes], content_type: str, ready: Callable[[],
         why_not = ready()
         return PlainTextResponse(f"{why_not or 'ready'}\n", status_code=503 if why_not else 200)
 
-    async def metrics(_: Request) -> Response:
-        return Response(page(), media_type=content_type)
+    async def metrics(request: Request) -> Response:
+        body, content_type = page(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
     return Starlette(
         routes=[

@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from prometheus_client.registry import Collector
 
 from splitserve.protocol.states import Role
+from splitserve.telemetry.build import installed_version
 from splitserve.telemetry.families import Family, Kind, Owner, families
 from splitserve.telemetry.legacy import LegacyCollector
 
@@ -42,9 +43,7 @@ class Metrics:
     """All families that `role` owns, with what each says of this process (`identity`) set; known series are exported from
     the start. `legacy` adds vLLM's older names."""
 
-    def __init__(
-        self, role: Role, *, model_name: str, engine: str, max_model_len: int, version: str = "", legacy: bool = False
-    ) -> None:
+    def __init__(self, role: Role, *, model_name: str, engine: str, max_model_len: int, legacy: bool = False) -> None:
         prometheus_client.disable_created_metrics()  # a setting of the library, not of a registry
         self.registry = CollectorRegistry()
         self._identity = {"model_name": model_name, "engine": engine}
@@ -54,7 +53,9 @@ class Metrics:
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
-        self.gauge("splitserve_build_info", version=version, role=role, python=platform.python_version()).set(1)
+        self.gauge(
+            "splitserve_build_info", version=installed_version(), role=role, python=platform.python_version()
+        ).set(1)
 
     def _make(self, family: Family) -> _Any:
         labels = (*family.identity, *family.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitserve.errors import TABLE
-from splitserve.protocol.states import FailReason, RequestState, Role
+from splitserve.protocol.states import FailReason, RefuseReason, RequestState, Role
 from splitserve.telemetry import buckets
 from splitserve.telemetry.family import Family, Kind, Owner, Series, constant, each, rare
 
@@ -74,7 +74,7 @@ def worker_families() -> tuple[Family, ...]:
         Family("splitserve_step_seconds", H, W, "Duration of a step.", (), buckets.TRANSFER),
         Family("splitserve_step_age_seconds", G, W, "Age of the step under way; 0 between steps."),
         Family("splitserve_promised_blocks", G, W, "Blocks promised to accepted jobs."),
-        Family("splitserve_jobs_refused", C, W, "Jobs that this worker did not take, by reason.", ("reason",)),
+        Family("splitserve_jobs_refused", C, W, "Jobs that this worker did not take, by reason.", ("reason",), (), rare("a full or leaving worker, or a message for another life or attempt", *RefuseReason)),
     )  # fmt: skip
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from importlib.metadata import PackageNotFoundError, version
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from splitserve.errors import Unavailable
 from splitserve.router.openai.api import api_of
+from splitserve.telemetry.build import installed_version
 
 _LEAST_GZIP = 1024  # bytes
 
@@ -30,10 +30,7 @@ async def ready(http: Request) -> Response:
 
 async def get_version(_: Request) -> Response:
     """The version of splitserve."""
-    try:
-        return JSONResponse({"version": version("splitserve")})
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return JSONResponse({"version": "unknown"})
+    return JSONResponse({"version": installed_version()})
 
 
 async def metrics(http: Request) -> Response:
