@@ -20,7 +20,7 @@ def sizes_of(loaded: LoadedModel) -> ModelSizes:
     hidden = int(config.hidden_size)
     return ModelSizes(
         hidden=hidden,
-        feed_forward=int(getattr(config, "intermediate_size", 0) or _GATED_WIDTH * hidden),
+        feed_forward=_feed_forward(config, hidden),
         vocabulary=loaded.vocab_size,
         layers=tuple(
             LayerSizes(
@@ -30,6 +30,13 @@ def sizes_of(loaded: LoadedModel) -> ModelSizes:
         ),
         item_bytes=ITEM_BYTES[loaded.dtype],
     )
+
+
+def _feed_forward(config: Any, hidden: int) -> int:
+    """Width of what a token goes through: that of its experts together, where there are any."""
+    width = int(getattr(config, "intermediate_size", 0) or _GATED_WIDTH * hidden)
+    chosen = int(getattr(config, "num_experts_per_tok", 0) or 0)
+    return chosen * int(getattr(config, "moe_intermediate_size", 0) or width) if chosen else width
 
 
 def cache_config(loaded: LoadedModel, settings: EngineSettings, blocks: int, max_model_len: int) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ TTFT_STAGES = ("tokenise", "place", "reserve", "prefill_queue", "prefill", "othe
 GAP_STAGES = ("handle", "decode_queue", "transfer", "first_step", "gap_other")
 LIVE_STATES = tuple(state.value for state in RequestState if not state.terminal)
 TRANSPORTS = ("shm", "tcp")
+SHM_AND_TCP = (*each("shm"), *rare("workers on several hosts, or --kv-transport tcp", "tcp"))
 PLACEMENTS = (
     Series(("split", "asked")),  # --split always, or the request said so
     Series(("split", "faster"), rare="a decode worker so busy that another reads a prompt sooner"),
@@ -85,14 +86,14 @@ def kv_families() -> tuple[Family, ...]:
         Family("splitserve_kv_held_bytes", G, P, "Bytes of finished KV that wait to be fetched."),
         Family("splitserve_kv_leases", G, P, "Handles under a lease."),
         Family("splitserve_kv_lease_expired", C, P, "Leases that ended before a release.", (), (), rare("a decode worker that died before it fetched")),
-        Family("splitserve_kv_readers", G, P, "Readers of this worker's pool, by transport: processes that map it, open connections.", ("transport",), (), each(*TRANSPORTS)),
-        Family("splitserve_kv_sent_bytes", C, P, "Bytes of KV sent; readers of shared memory copy by themselves and are not seen here.", ("transport",), (), (*constant("readers copy out of shared memory themselves", "shm"), *each("tcp"))),
+        Family("splitserve_kv_readers", G, P, "Readers of this worker's pool, by transport: processes that map it, open connections.", ("transport",), (), SHM_AND_TCP),
+        Family("splitserve_kv_sent_bytes", C, P, "Bytes of KV sent; readers of shared memory copy by themselves and are not seen here.", ("transport",), (), (*constant("readers copy out of shared memory themselves", "shm"), *SHM_AND_TCP[1:])),
         Family("splitserve_kv_sends_refused", C, P, "Transfers over tcp that no live lease allowed.", (), (), rare("a handle asked for after its end")),
         Family("splitserve_kv_sends_severed", C, P, "Transfers over tcp that began and did not end.", (), (), rare("a lease or a connection that ended during a send")),
         Family("splitserve_requests_awaiting_kv", G, D, "Reserved jobs whose KV has not come."),
-        Family("splitserve_kv_transfer_seconds", H, D, "Duration of a fetch.", ("transport",), buckets.TRANSFER, each(*TRANSPORTS)),
-        Family("splitserve_kv_transfer_bytes", C, D, "Bytes of KV fetched.", ("transport",), (), each(*TRANSPORTS)),
-        Family("splitserve_kv_transfer_blocks", C, D, "Blocks of KV fetched.", ("transport",), (), each(*TRANSPORTS)),
+        Family("splitserve_kv_transfer_seconds", H, D, "Duration of a fetch.", ("transport",), buckets.TRANSFER, SHM_AND_TCP),
+        Family("splitserve_kv_transfer_bytes", C, D, "Bytes of KV fetched.", ("transport",), (), SHM_AND_TCP),
+        Family("splitserve_kv_transfer_blocks", C, D, "Blocks of KV fetched.", ("transport",), (), SHM_AND_TCP),
         Family("splitserve_kv_failed", C, D, "Fetches that failed, by reason.", ("reason",), (), failed),
         Family("splitserve_kv_fenced", C, D, "Fetches that found blocks given to other content; also in splitserve_kv_failed.", (), (), rare("a lease that ended during a fetch")),
     )  # fmt: skip
