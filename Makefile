@@ -4,26 +4,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 ARGS ?=
+ENV_FILE ?= .env
 SEEDS ?= 2000
-FAST := not model and not slow and not e2e
+FAST := not model and not slow and not e2e and not compose
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all test-fast check format bench simulate clean
+.PHONY: help up test test-all test-fast check format bench simulate clean up-compose down-compose test-compose
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 up: $(VENV)/.runtime ## install, get the model, start everything; ARGS="--prefill 2 --decode 2" passes flags on
 	@exec $(BIN)/splitserve serve $(ARGS)
 
+up-compose: ## the same in containers (docker-compose.yml): writes .env, builds, starts, waits; ENV_FILE=.env.second for a second stack
+	@ENV_FILE=$(ENV_FILE) compose/stack.sh up
+
+down-compose: ## stop the containers; VOLUMES=1 removes models and metrics too
+	@ENV_FILE=$(ENV_FILE) VOLUMES=$(VOLUMES) compose/stack.sh down
+
 test: check ## the suite without what takes minutes or disturbs whole clusters
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not compose" $(ARGS)
 
 test-all: check ## every test there is
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.dev ## what needs no model and no cluster
 	$(BIN)/python -m pytest -m "$(FAST)" $(ARGS)
+
+test-compose: $(VENV)/.dev ## the stack of docker-compose.yml, run for real; skipped where no Docker engine answers
+	$(BIN)/python -m pytest tests/compose -rs $(ARGS)
 
 check: $(VENV)/.dev ## ruff, format, import contracts, types
 	$(BIN)/ruff check
