@@ -28,7 +28,7 @@ from splitserve.telemetry.legacy import LegacyCollector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _MADE = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.SUMMARY: Summary}
-_OWNED: Mapping[Role, frozenset[Owner]] = {
+OWNED: Mapping[Role, frozenset[Owner]] = {
     Role.ROUTER: frozenset({Owner.ROUTER, Owner.ALL}),
     Role.PREFILL: frozenset({Owner.PREFILL, Owner.WORKER, Owner.ALL}),
     Role.DECODE: frozenset({Owner.DECODE, Owner.WORKER, Owner.ALL}),
@@ -47,7 +47,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # a setting of the library, not of a registry
         self.registry = CollectorRegistry()
         self._identity = {"model_name": model_name, "engine": engine}
-        self._families = {f.name: f for f in families(max_model_len) if f.owner in _OWNED[role]}
+        self._families = {f.name: f for f in families(max_model_len) if f.owner in OWNED[role]}
         self._made = {family.name: self._make(family) for family in self._families.values()}
         self._older = LegacyCollector(self.registry, model_name, zeros=role is not Role.ROUTER) if legacy else None
         self._process = CollectorRegistry()

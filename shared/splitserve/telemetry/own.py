@@ -41,6 +41,11 @@ REFUSED = (
     *rare("no worker that can be asked", "no_workers"),
     *rare("a router that is leaving, or whose bus is away", "unavailable"),
 )  # fmt: skip
+CANCELLED = (
+    *each("prefilling", "decoding"),
+    *rare("a client that leaves before a worker took its request", "queued"),
+    *rare("a client that leaves in the milliseconds of a transfer", "transferring"),
+)
 FAILED = tuple(
     Series((row.code,), rare="a request that the cluster lost")
     for row in TABLE
@@ -57,7 +62,7 @@ def request_families() -> tuple[Family, ...]:
         Family("splitserve_requests", G, R, "Live requests by state.", ("state",), (), each(*LIVE_STATES)),
         Family("splitserve_oldest_request_age_seconds", G, R, "Age of the oldest live request; 0 when there is none."),
         Family("splitserve_requests_failed", C, R, "Requests that ended badly, by error code.", ("code",), (), FAILED),
-        Family("splitserve_requests_cancelled", C, R, "Requests that their client left, by the state they were in.", ("state",), (), each(*LIVE_STATES)),
+        Family("splitserve_requests_cancelled", C, R, "Requests that their client left, by the state they were in.", ("state",), (), CANCELLED),
         Family("splitserve_requests_refused", C, R, "Requests that were not taken, by reason.", ("reason",), (), REFUSED),
         Family("splitserve_placements", C, R, "Placements by decision (split, local) and why.", ("decision", "reason"), (), PLACEMENTS),
         Family("splitserve_replacements", C, R, "Requests placed anew, by the phase whose worker was given up and why.", ("phase", "reason"), (), REPLACED),
