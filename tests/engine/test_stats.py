@@ -32,6 +32,18 @@ def test_a_step_says_how_far_its_tokens_look_back() -> None:
     assert (third.decode_tokens, third.attended, third.context) == (1, 12, 12)
 
 
+def test_what_siblings_compute_again_of_their_prompt_is_told_apart() -> None:
+    bench = Bench(chunk_tokens=64, block_tokens=4)
+    bench.add("a", PROMPT, Mode.AWAIT, n=3, max_tokens=4)
+    bench.answer()
+    bench.load("a", PROMPT, 0, (1, 2, 3))
+    bench.run()
+    stats = stats_of(bench)
+    assert sum(s.prefill_tokens for s in stats) == 0
+    assert sum(s.replayed_tokens for s in stats) == 2 * (len(PROMPT) % 4)  # by all siblings but one
+    assert sum(s.decode_tokens for s in stats) == 3 * 3  # the first of four came with the transfer
+
+
 def test_a_job_that_is_not_counted_is_in_no_number() -> None:
     bench = Bench()
     one, params = tuple(PROMPT), SamplingParams(max_tokens=4)

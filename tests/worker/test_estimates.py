@@ -12,7 +12,7 @@ from splitserve.worker.estimates import Estimator, LayerSizes, ModelSizes, Work
 D, F, V, Q, KV = 8, 16, 100, 8, 4
 SIZES = ModelSizes(hidden=D, feed_forward=F, vocabulary=V, layers=(LayerSizes(Q, KV),) * 2, item_bytes=2)
 WEIGHTS = 2 * (D * (Q + KV) + Q * D + 3 * D * F)
-NOTHING = StepStats(0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = StepStats(0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_step_of_a_probe_is_no_work() -> None:

@@ -10,10 +10,10 @@ from splitserve.worker.observe import StepMetrics, WorkerMetrics
 
 POOL = door.PoolStats(total=10, free=4, filling=1, owned=3, cached=2)
 STATS = door.StepStats(
-    seconds=0.02, prefill_tokens=5, decode_tokens=3, samples=4, attended=60, context=30,
+    seconds=0.02, prefill_tokens=5, decode_tokens=3, replayed_tokens=2, samples=4, attended=60, context=30,
     running=3, waiting=1, awaiting=0, prefix_queries=5, prefix_hits=2, preemptions=0,
 )  # fmt: skip
-PROBE = door.StepStats(0.02, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0)
+PROBE = door.StepStats(0.02, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0)
 SIZES = ModelSizes(hidden=8, feed_forward=16, vocabulary=100, layers=(LayerSizes(8, 8),), item_bytes=2)
 
 
@@ -40,6 +40,7 @@ def test_a_step_moves_what_it_did() -> None:
     assert value(metrics, "vllm:iteration_tokens_total_sum") == 8
     assert value(metrics, "splitserve_prefill_tokens_total") == 5
     assert value(metrics, "splitserve_decode_tokens_total") == 3
+    assert value(metrics, "splitserve_replayed_tokens_total") == 2
     assert value(metrics, "vllm:prefix_cache_hits_total") == 2
     assert value(metrics, "vllm:kv_cache_usage_perc") == 0.4
     assert (value(metrics, "vllm:estimated_flops_per_gpu_total") or 0) > 0

@@ -66,11 +66,12 @@ class Estimator:
 
     def of(self, stats: StepStats) -> Work:
         """The work of one step; none when it computed nothing that counts."""
-        tokens, samples = stats.prefill_tokens + stats.decode_tokens, stats.samples
+        prefilled, samples = stats.prefill_tokens + stats.replayed_tokens, stats.samples
+        tokens = prefilled + stats.decode_tokens
         if not tokens:
             return Work(0, 0, 0)
         operations = 2 * tokens * self._weights + 4 * stats.attended * self._query + 2 * samples * self._output
-        read = self._weights + tokens * self._read + (stats.prefill_tokens + stats.context) * self._kv
+        read = self._weights + tokens * self._read + (prefilled + stats.context) * self._kv
         read += (self._output + samples * self._hidden) if samples else 0
         written = tokens * (self._written + self._kv) + samples * self._vocabulary
         return Work(operations, read * self._item, written * self._item)

@@ -53,6 +53,7 @@ class StepMetrics:
         self._read = metrics.counter("vllm:estimated_read_bytes_per_gpu")
         self._written = metrics.counter("vllm:estimated_write_bytes_per_gpu")
         self._prefill_tokens = metrics.counter("splitserve_prefill_tokens")
+        self._replayed_tokens = metrics.counter("splitserve_replayed_tokens")
         self._decode_tokens = metrics.counter("splitserve_decode_tokens")
         self._step = metrics.histogram("splitserve_step_seconds")
 
@@ -63,8 +64,9 @@ class StepMetrics:
             return
         self._preemptions.inc(stats.preemptions)
         tokens = stats.prefill_tokens + stats.decode_tokens
-        if not tokens:
+        if not tokens + stats.replayed_tokens:
             return
+        self._replayed_tokens.inc(stats.replayed_tokens)
         self._queries.inc(stats.prefix_queries)
         self._hits.inc(stats.prefix_hits)
         self._prefill_tokens.inc(stats.prefill_tokens)

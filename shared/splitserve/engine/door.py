@@ -179,8 +179,9 @@ class StepStats:
     """One step, for metrics. Durations in seconds. Jobs that are not `counted` are in no number of tokens or jobs moved."""
 
     seconds: float
-    prefill_tokens: int  # computed in this step
+    prefill_tokens: int  # of prompts, and of answers that came with a job, computed in this step
     decode_tokens: int
+    replayed_tokens: int  # computed again for one sequence of several: what its siblings' prompt left in a shared block
     samples: int  # rows that went through the output layer
     attended: int  # over all tokens computed, the positions that each attends to, as if every one saw the whole row
     context: int  # over all decode rows, the positions whose KV is read

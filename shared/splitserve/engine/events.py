@@ -74,7 +74,7 @@ def ended(sequence: Sequence) -> door.TokenEvent:
 
 def stats(plan: Plan, scheduler: Scheduler, awaiting: int, seconds: float) -> door.StepStats:
     """Of a step, as the queues stand after it."""
-    decoded = samples = attended = context = prefilled = 0
+    prefilled = decoded = replayed = samples = attended = context = 0
     for number, (planned, row) in enumerate(zip(plan.rows, plan.batch_rows)):
         if not planned.job.counted:
             continue
@@ -85,12 +85,16 @@ def stats(plan: Plan, scheduler: Scheduler, awaiting: int, seconds: float) -> do
         if number < plan.num_decodes:
             decoded += 1
             context += reached
-        else:
+        elif planned.span is planned.job.prompt:
             prefilled += tokens
+        else:  # its last token is a decode like any other
+            replayed += tokens - len(row.samples)
+            decoded += len(row.samples)
     return door.StepStats(
         seconds=seconds,
         prefill_tokens=prefilled,
         decode_tokens=decoded,
+        replayed_tokens=replayed,
         samples=samples,
         attended=attended,
         context=context,

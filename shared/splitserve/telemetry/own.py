@@ -77,6 +77,7 @@ def worker_families() -> tuple[Family, ...]:
     return (
         Family("splitserve_prefill_tokens", C, W, "Prompt tokens computed by this worker."),
         Family("splitserve_decode_tokens", C, W, "Output tokens sampled by decode steps of this worker."),
+        Family("splitserve_replayed_tokens", C, W, "Tokens computed again where n > 1: the end of a prompt whose block siblings cannot share."),
         Family("splitserve_step_seconds", H, W, "Duration of a step.", (), buckets.TRANSFER),
         Family("splitserve_step_age_seconds", G, W, "Age of the step under way; 0 between steps."),
         Family("splitserve_promised_blocks", G, W, "Blocks promised to accepted jobs."),
