@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from splitserve.errors import TABLE
 from splitserve.telemetry.families import Family, Kind, families
 
 SPEC = json.loads((Path(__file__).parent / "vllm_0_32.json").read_text())
@@ -73,3 +74,9 @@ def test_a_series_is_constant_or_rare_or_neither() -> None:
         for series in family.known:
             assert not (series.constant and series.rare), (family.name, series)
             assert series.constant or not series.value, (family.name, series)
+
+
+def test_codes_of_failed_requests_are_codes_of_the_api() -> None:
+    codes = {row.code for row in TABLE}
+    failed = next(family for family in families(4096) if family.name == "splitserve_requests_failed")
+    assert {series.values[0] for series in failed.known} <= codes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from splitserve.errors import TABLE
 from splitserve.protocol.states import FailReason, RefuseReason, RequestState, Role
 from splitserve.telemetry import buckets
 from splitserve.telemetry.family import Family, Kind, Owner, Series, constant, each, rare
@@ -46,10 +45,10 @@ CANCELLED = (
     *rare("a client that leaves before a worker took its request", "queued"),
     *rare("a client that leaves in the milliseconds of a transfer", "transferring"),
 )
-FAILED = tuple(
-    Series((row.code,), rare="a request that the cluster lost")
-    for row in TABLE
-    if row.http_status >= 500 and row.exit_code == 1 and row.code not in ("startup_failed",)
+FAILED = rare(
+    "a request that the cluster lost",
+    *("internal_error", "unavailable", "bus_unavailable", "no_workers", "draining"),
+    *("request_failed", "deadline_exceeded", "loss_budget_spent", "engine_failed"),
 )
 LOST_BUS = rare("a NATS server that went away")
 
