@@ -52,7 +52,7 @@ def test_every_series_of_every_owner_is_exported_from_the_start(story: Story) ->
         if not any(n == family.name + SAMPLE[family.kind] and set(zip(family.labels, series.values)) <= set(ls)
                    for n, ls in story.start[who])
     ]  # fmt: skip
-    assert missing == []
+    assert not missing, "\n".join(map(str, missing))
 
 
 def test_every_series_moved_or_is_constant_or_rare_by_the_table(story: Story) -> None:
@@ -62,13 +62,13 @@ def test_every_series_moved_or_is_constant_or_rare_by_the_table(story: Story) ->
         for series in family.known
         if not series.constant and not series.rare and not any(v > 0 for v in highest(family, series, story))
     ]
-    assert still == []
+    assert not still, "\n".join(map(str, still))
 
 
 def test_families_whose_series_come_with_events_have_some(story: Story) -> None:
     pages = list(story.watch.highest.values())
     empty = [f.name for f in TABLE if not f.known and not total(pages, f.name + SAMPLE[f.kind])]
-    assert empty == []
+    assert not empty, "\n".join(map(str, empty))
 
 
 def test_a_constant_has_its_value(story: Story) -> None:

@@ -103,7 +103,7 @@ class Teller:
         await whole(LONG * 5, 5)
         await whole(LONG * 5 + "Then", 5)  # its prefix is cached
         answer = await self.client.api.completions.create(
-            model=self.client.model, prompt="Count: 1, 2, 3,", max_tokens=24, temperature=0
+            model=self.client.model, prompt="Count: 1, 2, 3,", max_tokens=24, temperature=0, stop=","
         )
         self.client.log.add(answer.usage, [choice.finish_reason for choice in answer.choices])
         await whole(self.ids(20), 1)
