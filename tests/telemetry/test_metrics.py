@@ -73,6 +73,15 @@ def test_a_page_comes_in_the_format_that_was_asked_for(accept: str, content_type
     assert page.decode().endswith(end)
 
 
+# what Prometheus 2.53 sends, and 2.42
+@pytest.mark.parametrize("more", [";escaping=underscores;q=0.5", ";q=0.5", ""])
+def test_a_name_keeps_its_colon_in_every_format(more: str) -> None:
+    for accept in (f"application/openmetrics-text;version=1.0.0{more}", f"text/plain;version=0.0.4{more}"):
+        lines = made(Role.DECODE).answer(accept)[0].decode().splitlines()
+        assert any(line.startswith("vllm:kv_cache_usage_perc{") for line in lines)
+        assert not any(line.startswith("vllm_") for line in lines)
+
+
 def test_an_openmetrics_page_parses_strictly() -> None:
     for role in Role:
         page, _ = made(role).answer("application/openmetrics-text")

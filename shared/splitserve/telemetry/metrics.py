@@ -18,7 +18,8 @@ from prometheus_client import (
     Summary,
 )
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from splitserve.protocol.states import Role
@@ -103,8 +104,11 @@ class Metrics:
     def answer(self, accept: str) -> tuple[bytes, str]:
         """The page of this process alone, `process_*` and `python_*` included, in the format that `accept` (an HTTP Accept
         header) asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(_Joined((*self._collectors(), self._process))), content_type
+        joined = _Joined((*self._collectors(), self._process))
+        if "application/openmetrics-text" not in accept:
+            return generate_latest(joined), CONTENT_TYPE
+        # the library's default for Prometheus escapes the colon of `vllm:…` away, in samples alone
+        return openmetrics.generate_latest(joined, escaping=openmetrics.ALLOWUTF8), openmetrics.CONTENT_TYPE_LATEST
 
     def _collectors(self) -> tuple[Collector, ...]:
         return (self.registry, self._older) if self._older else (self.registry,)
