@@ -191,6 +191,16 @@ class LogSettings(Group):
     )
 
 
+class TracingSettings(Group):
+    """Where spans go."""
+
+    otlp_traces_endpoint: str = Field(
+        default="",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that spans are sent to, such as "
+        "http://localhost:4318/v1/traces; needs splitserve[otel]",
+    )
+
+
 GROUPS: tuple[type[Group], ...] = (
     ModelSettings,
     EngineSettings,
@@ -201,6 +211,7 @@ GROUPS: tuple[type[Group], ...] = (
     WorkerSettings,
     ServeSettings,
     LogSettings,
+    TracingSettings,
 )
 
 
@@ -220,6 +231,7 @@ class RouterSettings:
     routing: RoutingSettings
     worker: WorkerSettings
     log: LogSettings
+    tracing: TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +244,7 @@ class WorkerProcessSettings:
     cluster: ClusterSettings
     worker: WorkerSettings
     log: LogSettings
+    tracing: TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +260,4 @@ class ServeProcessSettings:
     routing: RoutingSettings
     worker: WorkerSettings
     log: LogSettings
+    tracing: TracingSettings

@@ -18,6 +18,7 @@ from splitserve.protocol.effects import Ask, Publish, Unanswered
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import KvFailed, KvLoaded, KvReady, Release, Renew, RenewAnswer
 from splitserve.protocol.states import DecodeState, FailReason
+from splitserve.protocol.trace import TraceContext
 from splitserve.worker.desk import Desk
 from splitserve.worker.effects import ToEngine
 
@@ -27,6 +28,7 @@ class ReleaseTag:
     """Which handle an `Ask` releases, and how often it may still be asked."""
 
     handle: KvHandle
+    trace: TraceContext
     tries_left: int
 
 
@@ -55,7 +57,7 @@ class Handover:
         job.ready, job.ready_at = ready, now
         if job.ended_by(ready):  # every first token ends its sequence: nothing to fetch
             job.take_first_tokens(ready)
-            return [self._release(handle), *self._endings.settle(job, now)]
+            return [self._release(handle, ready.trace), *self._endings.settle(job, now)]
         return self._fetch(job, now)
 
     def on_reserved(self, event: door.Reserved, job: Job, now: float) -> list[Command]:
@@ -110,34 +112,37 @@ class Handover:
             transport=event.transport,
             handle_s=job.handle_s,
             transfer_s=event.seconds,
+            trace=job.asked.trace,
         )
         unwanted = [ToEngine(door.Abort(job.key, n)) for n, sequence in enumerate(job.sequences) if not sequence.live]
         return [
             ToEngine(door.Loaded(job.key, job.ready.index, first_ids)),
             *unwanted,
             Publish(self._desk.subjects.router_events(job.asked.router), loaded),
-            self._release(job.ready.handle),
+            self._release(job.ready.handle, job.asked.trace),
             *self._endings.settle(job, now),
         ]
 
     def _kv_failed(self, job: Job, reason: FailReason, message: str) -> list[Command]:
         """The blocks are given back, the promise stays: the router amends, or cancels."""
         job.state = DecodeState.FAILED
-        failed = KvFailed(job.asked.rid, self._desk.identity.name, job.asked.da, job.asked.pa, reason, message)
-        return [*self._endings.stop(job), Publish(self._desk.subjects.router_events(job.asked.router), failed)]
+        asked = job.asked
+        failed = KvFailed(asked.rid, self._desk.identity.name, asked.da, asked.pa, reason, message, asked.trace)
+        return [*self._endings.stop(job), Publish(self._desk.subjects.router_events(asked.router), failed)]
 
-    def _release(self, handle: KvHandle, tries_left: int | None = None) -> Ask:
+    def _release(self, handle: KvHandle, trace: TraceContext, tries_left: int | None = None) -> Ask:
         tries = self._desk.limits.release_tries if tries_left is None else tries_left
         return Ask(
             self._desk.subjects.worker_lease(handle.owner),
-            Release(handle.id, handle.token),
+            Release(handle.id, handle.token, trace),
             self._desk.limits.release_timeout_s,
-            ReleaseTag(handle, tries - 1),
+            ReleaseTag(handle, trace, tries - 1),
         )
 
     def on_unanswered(self, event: Unanswered, _now: float) -> list[Command]:
         tag = event.tag
-        return [self._release(tag.handle, tag.tries_left)] if isinstance(tag, ReleaseTag) and tag.tries_left else []
+        again = isinstance(tag, ReleaseTag) and tag.tries_left
+        return [self._release(tag.handle, tag.trace, tag.tries_left)] if again else []
 
     def on_renew_answer(self, answer: RenewAnswer, _reply_to: str | None, _now: float) -> list[Command]:
         unknown = frozenset(answer.unknown)

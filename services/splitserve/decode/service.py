@@ -6,6 +6,7 @@ from splitserve.config import WorkerProcessSettings
 from splitserve.decode.effects import AbandonFetch, Attach, Fetch
 from splitserve.decode.fetcher import Fetcher
 from splitserve.decode.jobs import DecodeJobs
+from splitserve.decode.spans import DecodeSpans
 from splitserve.kv.transfer.reader import KvReader
 from splitserve.protocol.states import Role
 from splitserve.runtime.process import Signals
@@ -31,4 +32,5 @@ async def make_decode(parts: Parts) -> RoleParts:
         {Attach: fetcher.attach, Fetch: fetcher.fetch, AbandonFetch: fetcher.abandon},
         refresh=lambda: awaiting.set(core.awaiting),
         on_beat=lambda: reader.retain(core.sources),
+        watch=DecodeSpans(parts.tracer, identity.name) if parts.tracer.recording else None,
     )

@@ -35,7 +35,7 @@ class Steps:
 
     def on_preempted(self, _event: object, job: Job, now: float) -> list[Command]:
         job.in_engine = False
-        gone = Preempted(job.asked.rid, self._desk.identity.name, job.asked.da)
+        gone = Preempted(job.asked.rid, self._desk.identity.name, job.asked.da, job.asked.trace)
         return [*self._endings.end(job, now), Publish(self._desk.subjects.router_events(job.asked.router), gone)]
 
     def on_engine_failed(self, _event: door.Failed, job: Job, now: float) -> list[Command]:

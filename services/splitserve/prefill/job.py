@@ -91,6 +91,7 @@ class Handles:
             cached_tokens=done.cached_tokens,
             durations=PrefillDurations(done.queue_s, done.prefill_s),
             finishes=tuple(int(finish) for finish in done.finishes),
+            trace=job.asked.trace,
         )
 
     def holds(self, ready: KvReady) -> bool:

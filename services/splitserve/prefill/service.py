@@ -12,6 +12,7 @@ from splitserve.engine import door
 from splitserve.kv.export import Exporter, socket_dir
 from splitserve.kv.lease import Lease, LeaseTable, Pin
 from splitserve.prefill.jobs import PrefillJobs
+from splitserve.prefill.spans import PrefillSpans
 from splitserve.protocol.effects import Tick
 from splitserve.protocol.states import Role
 from splitserve.runtime.addresses import address_of
@@ -82,7 +83,8 @@ async def make_prefill(parts: Parts) -> RoleParts:
             exporter.hold(event.groups)
 
     subjects = (parts.subjects.worker_in(name), parts.subjects.worker_lease(name))
-    return RoleParts(core, subjects, {}, on_event=hold, refresh=refresh)
+    watch = PrefillSpans(parts.tracer, name) if parts.tracer.recording else None
+    return RoleParts(core, subjects, {}, on_event=hold, refresh=refresh, watch=watch)
 
 
 def _rising(metrics: Metrics, leases: LeaseTable, exporter: Exporter) -> tuple[Rising, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from splitserve.protocol.effects import NoAnswer
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import FinAck, Message, Release, Renew, RenewAnswer, Resume, ResumeAnswer, ResumeRow
+from splitserve.protocol.trace import NO_TRACE, TraceContext
 from splitserve.router.fleet import Life
 from splitserve.router.outbox import Outbox
 
@@ -22,6 +23,7 @@ class ReleaseTag:
     owner: str
     handle_id: str
     token: str
+    trace: TraceContext
     tries: int = 1
 
 
@@ -68,9 +70,9 @@ class Chores:
 
     # --- leases ---
 
-    def release(self, owner: str, handle_id: str, token: str) -> None:
+    def release(self, owner: str, handle_id: str, token: str, trace: TraceContext = NO_TRACE) -> None:
         self._renewed.pop(handle_id, None)
-        self._ask_release(ReleaseTag(owner, handle_id, token))
+        self._ask_release(ReleaseTag(owner, handle_id, token, trace))
 
     def release_unanswered(self, tag: ReleaseTag, why: NoAnswer) -> None:
         """Tried again after a time-out; else the lease's end frees the blocks."""
@@ -79,7 +81,7 @@ class Chores:
 
     def _ask_release(self, tag: ReleaseTag) -> None:
         subject = self._out.subjects.worker_lease(tag.owner)
-        self._out.ask(subject, Release(tag.handle_id, tag.token), RELEASE_S, tag)
+        self._out.ask(subject, Release(tag.handle_id, tag.token, tag.trace), RELEASE_S, tag)
 
     def keep(self, handle: KvHandle) -> None:
         """Renew this lease every 3 s until `let_go`."""

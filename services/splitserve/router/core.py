@@ -24,7 +24,7 @@ from splitserve.protocol.messages import (
     RenewAnswer,
     TokenFrame,
 )
-from splitserve.protocol.states import RequestState, Role
+from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.router import admission, digests
 from splitserve.router.chores import Chores, FinAckTimer, ReleaseTag, RenewTimer, ResumeTag
@@ -169,6 +169,10 @@ class RouterCore:
         """Requests without an end yet."""
         return {life.request.rid: life.request.state for life in self._lives}
 
+    def oldest_age(self, now: float) -> float:
+        """Age in seconds of the oldest request; 0 when there is none. Probes are nobody's."""
+        return max((life.request.age(now) for life in self._lives if not is_probe(life.request.rid)), default=0.0)
+
     @property
     def waiting(self) -> admission.Waiting:
         return admission.Waiting(len(self._desk.queue), self._desk.queue.tokens)
@@ -231,7 +235,7 @@ class RouterCore:
 
         self._lives.act(handle.rid, take)
         if not wanted:
-            self._desk.chores.release(handle.owner, handle.id, handle.token)
+            self._desk.chores.release(handle.owner, handle.id, handle.token, message.trace)
 
     def _kv_loaded(self, message: KvLoaded) -> None:
         self._lives.act(message.rid, lambda life: life.kv_loaded(message))

@@ -53,7 +53,9 @@ class Courier:
 
     def amend(self, leg: DecodeLeg, da: int, pa: int, source: KvSource | None, outputs: Outputs) -> None:
         """The same worker, slots and reservation, another content."""
-        leg.job = Amend(self._sub.rid, self._desk.outbox.router, leg.life[1], da, pa, source, outputs, self._ttl_s)
+        leg.job = Amend(
+            self._sub.rid, self._desk.outbox.router, leg.life[1], da, pa, source, outputs, self._ttl_s, self._sub.trace
+        )
         leg.accepted, leg.tries = False, 1
         self._send(leg)
 
@@ -71,7 +73,7 @@ class Courier:
         self._promise(leg.life, leg.slot, None)
         self._desk.queue.serve = True
         if cancel:
-            message = Cancel(self._sub.rid, leg.life[1], pa=0, da=leg.da, reason=reason)
+            message = Cancel(self._sub.rid, leg.life[1], pa=0, da=leg.da, reason=reason, trace=self._sub.trace)
             self._desk.outbox.publish(self._desk.outbox.subjects.worker_in(leg.life[0]), message)
 
     def promise_decode(self, leg: DecodeLeg, load: Load) -> None:
@@ -105,9 +107,9 @@ class Courier:
         if not end or leg.job is None:
             return
         if kv is not None:
-            self._desk.chores.release(kv.handle.owner, kv.handle.id, kv.handle.token)
+            self._desk.chores.release(kv.handle.owner, kv.handle.id, kv.handle.token, self._sub.trace)
         else:
-            message = Cancel(self._sub.rid, leg.life[1], pa=leg.pa, da=0, reason=reason)
+            message = Cancel(self._sub.rid, leg.life[1], pa=leg.pa, da=0, reason=reason, trace=self._sub.trace)
             self._desk.outbox.publish(self._desk.outbox.subjects.worker_in(leg.life[0]), message)
 
     def forward(self, kv: KvReady, leg: DecodeLeg) -> None:

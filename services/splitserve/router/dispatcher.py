@@ -21,8 +21,10 @@ from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submi
 from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, GenerationEvent, Submission
 from splitserve.router.records import Record
+from splitserve.router.spans import GenerationSpans
 from splitserve.runtime.heartbeat import Heartbeat
 from splitserve.runtime.shell import Shell
+from splitserve.telemetry.tracing import NullTracer, Tracer
 
 log = logging.getLogger("splitserve.router")
 
@@ -32,11 +34,12 @@ CLOSE_S = 2.0
 class Dispatcher:
     """`generation.Generator` over one core. `save` is told the latest record of a request."""
 
-    def __init__(self, core: RouterCore, bus: Bus, beats: Bus, save: Callable[[Record], None]) -> None:
+    def __init__(self, core: RouterCore, bus: Bus, beats: Bus, save: Callable[[Record], None], tracer: Tracer) -> None:
         self.bus = bus
         self.beats = beats
         self._core = core
         self._save_record = save
+        self._spans = GenerationSpans(tracer)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningGeneration] = {}
         self._records: dict[str, Record] = {}  # of live requests
@@ -54,6 +57,7 @@ class Dispatcher:
         connect_timeout_s: float,
         save: Callable[[Record], None],
         page: Callable[[], bytes],
+        tracer: Tracer | None = None,
     ) -> Dispatcher:
         """Connect, subscribe, beat. Raises NeverReady, ConfigError. `page`: the metrics page for other routers."""
         async with AsyncExitStack() as stack:
@@ -63,7 +67,7 @@ class Dispatcher:
                 nats, name=f"{core.name}-beats", role=Role.ROUTER, connect_timeout_s=connect_timeout_s
             )
             stack.push_async_callback(beats.close)
-            self = cls(core, bus, beats, save)
+            self = cls(core, bus, beats, save, tracer or NullTracer())
             self._watch(bus)
             await bus.subscribe(subjects.router_events(life), self._shell.receive)
             await bus.receive_replies(self._shell.receive)
@@ -94,7 +98,7 @@ class Dispatcher:
 
     def start(self, generation: RunningGeneration) -> None:
         self._running[generation.rid] = generation
-        self._shell.put(Submit(generation.submission))
+        self._shell.put(Submit(self._spans.begin(generation.submission, self._loop.time())))
 
     def stop(self, rid: str, choice: int) -> None:
         self._shell.put(Stop(rid, choice))
@@ -153,6 +157,7 @@ class Dispatcher:
         log.error("the core raised", exc_info=command.error, extra={"rid": command.rid})
 
 
+        self._spans.saved(record, self._loop.time())
 class RunningGeneration:
     """One request as its endpoint has it (`generation.Generation`)."""
 

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitserve.errors import SplitserveError
+from splitserve.protocol.trace import NO_TRACE, TRACEPARENT, TRACESTATE, TraceContext, trace_of
 from splitserve.router.auth import ApiKeys
 from splitserve.router.http_errors import error_response
 from splitserve.router.observe import Observer
@@ -21,7 +22,7 @@ _LONGEST_ID = 200
 
 
 class Door:
-    """ASGI middleware. It sets `arrived` (time.monotonic()) and `client_request_id` in the request's state."""
+    """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id` and `trace` in the request's state."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observer) -> None:
         self._app = app
@@ -83,7 +84,15 @@ class _Visit:
         await self._send(message)
 
 
+            "trace": trace_in(Headers(scope=self._scope)),
 def _request_id(headers: Headers) -> str:
     """The client's own id, if it can stand in a header of ours; it is an attribute, never a key."""
     given = headers.get("x-request-id", "")
     return given if 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable() else ""
+
+
+def trace_in(headers: Headers) -> TraceContext:
+    """The caller's trace. Two `traceparent` are none, several `tracestate` are one (W3C Trace Context)."""
+    if len(headers.getlist(TRACEPARENT)) != 1:
+        return NO_TRACE
+    return trace_of({TRACEPARENT: headers[TRACEPARENT], TRACESTATE: ",".join(headers.getlist(TRACESTATE))})

@@ -13,6 +13,7 @@ from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams, TokenLogprob
 from splitserve.protocol.states import PROBE_ID as PROBE_ID
 from splitserve.protocol.states import FinishReason
+from splitserve.protocol.trace import NO_TRACE, TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Submission:
     split: str = ""  # overrides --split for this one (the readiness probe forces "always")
     created: float = 0.0  # wall clock, for the record only
     client_request_id: str = ""  # X-Request-Id as sent; an attribute, never a key
-    traceparent: str = ""
+    trace: TraceContext = NO_TRACE  # what its messages to workers carry
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Done:
     error: SplitserveError | None = None
     cached_tokens: int = 0
     stages: dict[str, float] = field(default_factory=dict[str, float])
+    preemptions: int = 0  # how often it gave way to others
 
 
 GenerationEvent = Tokens | Finished | Done

@@ -125,6 +125,7 @@ def decode_job(
         ttl_s=ttl_s,
         priority=submission.priority,
         cache_salt=submission.cache_salt,
+        trace=submission.trace,
     )
 
 
@@ -145,4 +146,5 @@ def prefill_job(
         ttl_s=ttl_s,
         priority=submission.priority,
         cache_salt=submission.cache_salt,
+        trace=submission.trace,
     )

@@ -33,6 +33,7 @@ from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.store.store import Store
 
+from splitserve.telemetry.tracing import Tracer, open_tracer
 log = logging.getLogger("splitserve.router")
 
 
@@ -41,7 +42,9 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
     name = name_of(settings.worker.name, Role.ROUTER)
     set_up_logs(settings.log, name)
     async with AsyncExitStack() as stack:
+    tracer = open_tracer(settings.tracing, "splitserve-router", name, settings.cluster.cluster)
         sock = bind(settings.http.host, settings.http.port)
+        stack.push_async_callback(tracer.close)
         stack.callback(sock.close)
         metrics_sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
         stack.callback(metrics_sock.close)
@@ -49,7 +52,7 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
         host = found_at(settings.worker.metrics_host, settings.worker, nats)
         metrics_url = url_of(host, port_of(metrics_sock), ROUTER_PAGE)
         tokenizer, facts = await asyncio.to_thread(_read_model, settings)
-        router = await _Router.open(settings, name, metrics_url, facts, stack)
+        router = await _Router.open(settings, name, metrics_url, facts, tracer, stack)
         readiness = router.readiness(tokenizer)
         app = create_app(router.parts(tokenizer, facts, readiness))
         await stack.enter_async_context(serving(metrics_app(app.state.api), metrics_sock))
@@ -79,15 +82,23 @@ class _Router:
         metrics: RouterMetrics,
         fleet_page: FleetPage,
     ) -> None:
+        tracer: Tracer,
         self.fleet_page = fleet_page
         self._settings = settings
         self._dispatcher = dispatcher
         self._store = store
         self._metrics = metrics
 
+        self._tracer = tracer
     @classmethod
     async def open(
-        cls, settings: RouterSettings, name: str, metrics_url: str, facts: ModelFacts, stack: AsyncExitStack
+        cls,
+        settings: RouterSettings,
+        name: str,
+        metrics_url: str,
+        facts: ModelFacts,
+        tracer: Tracer,
+        stack: AsyncExitStack,
     ) -> _Router:
         cluster = settings.cluster
         life = f"{name}-{secrets.token_hex(4)}"
@@ -119,8 +130,9 @@ class _Router:
         stack.push_async_callback(dispatcher.close)
         store.announce(life, core.incarnation)
         page = FleetPage(dispatcher.beats, subjects, lives=dispatcher.lives, own=metrics.page)
+            tracer=tracer,
         metrics.refresh = Gauges(metrics.metrics, dispatcher, store).refresh
-        return cls(settings, dispatcher, store, metrics, page)
+        return cls(settings, dispatcher, store, metrics, page, tracer)
 
     def readiness(self, tokenizer: Tokenizer) -> Readiness:
         ids = tuple(tokenizer.encode("Ready?", False))
@@ -155,5 +167,6 @@ class _Router:
         return shown(rid, fields) if fields else None
 
     async def _own_page(self, accept: str) -> tuple[bytes, str]:
+            tracer=self._tracer,
         kind = content_type(accept)
         return written(cut(self._metrics.page().decode()), kind), kind

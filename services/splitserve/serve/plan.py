@@ -13,7 +13,10 @@ from splitserve.serve.cores import CoreShare
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANYWHERE = {"", "0.0.0.0", "::"}
-_JOINING = ("dtype", "max_model_len", "block_size", "device", "cluster", "kv_transport", "kv_checksum")
+_JOINING = (
+    *("dtype", "max_model_len", "block_size", "device", "cluster", "kv_transport", "kv_checksum"),
+    "otlp_traces_endpoint",
+)
 
 
 @dataclass(frozen=True, slots=True)

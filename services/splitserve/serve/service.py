@@ -28,6 +28,7 @@ from splitserve.serve.policy import Rules
 from splitserve.serve.probe import READY_ANSWER, READY_REQUEST, answers
 from splitserve.serve.progress import Progress, progress_on
 from splitserve.serve.supervisor import Probe, Supervisor, run_once
+from splitserve.telemetry.tracing import check_tracing
 
 log = logging.getLogger("splitserve.serve")
 
@@ -35,6 +36,7 @@ log = logging.getLogger("splitserve.serve")
 async def run(settings: ServeProcessSettings, signals: Signals) -> None:
     """Start everything, say how to use it, keep it alive until a stop signal. Raises StartupError."""
     set_up_logs(settings.log, "serve")
+    check_tracing(settings.tracing)
     port = _free_port(settings.http.host, settings.http.port)
     with run_folder() as folder:
         await Serve(settings, folder, port, progress_on(sys.stdout)).run(signals)

@@ -28,8 +28,9 @@ from splitserve.runtime.identity import found_at, name_of, url_of
 from splitserve.runtime.lag import watch_lag
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
-from splitserve.runtime.shell import Shell, ShellCore
+from splitserve.runtime.shell import Shell, ShellCore, Watch
 from splitserve.telemetry.metrics import Metrics
+from splitserve.telemetry.tracing import Tracer, open_tracer
 from splitserve.worker.drain import drain
 from splitserve.worker.effects import EngineBatch, ToEngine
 from splitserve.worker.estimates import Estimator
@@ -59,6 +60,7 @@ class Parts:
     subjects: Subjects
     metrics: Metrics
     faults: Faults
+    tracer: Tracer
     put: Callable[[object], None]
     stack: AsyncExitStack  # what the role opened is closed here
 
@@ -73,6 +75,7 @@ class RoleParts:
     on_event: Callable[[door.Event], None] = lambda event: None  # in the engine's thread
     refresh: Callable[[], None] = lambda: None  # gauges, when the page is asked for
     on_beat: Callable[[], None] = lambda: None
+    watch: Watch | None = None
 
 
 MakeRole = Callable[[Parts], Awaitable[RoleParts]]
@@ -82,9 +85,11 @@ async def run_worker(settings: WorkerProcessSettings, signals: Signals, role: Ro
     """Serve until a stop signal. Raises StartupError at start, EngineFailed when the engine's thread crashed."""
     name = name_of(settings.worker.name, role)
     set_up_logs(settings.log, name)
+    tracer = open_tracer(settings.tracing, f"splitserve-{role}", name, settings.cluster.cluster)
     url = address_of(settings.cluster.nats, "--nats")
     sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(tracer.close)
         stack.callback(sock.close)
         metrics_url = url_of(found_at(settings.worker.metrics_host, settings.worker, url), port_of(sock), "/metrics")
         events = Mailbox()
@@ -94,7 +99,7 @@ async def run_worker(settings: WorkerProcessSettings, signals: Signals, role: Ro
         if machine is None:
             return
         stack.callback(machine.close)
-        await _serve(settings, signals, role, make, machine, stack, bus, beats, sock, events)
+        await _serve(settings, signals, role, make, machine, tracer, stack, bus, beats, sock, events)
 
 
 class Mailbox:
@@ -163,6 +168,7 @@ async def _serve(
     role: Role,
     make: MakeRole,
     machine: Machine,
+    tracer: Tracer,
     stack: AsyncExitStack,
     bus: Bus,
     beats: Bus,
@@ -178,7 +184,7 @@ async def _serve(
         max_model_len=identity.max_model_len,
         legacy=settings.worker.legacy_metrics,
     )
-    parts = await make(Parts(settings, machine, subjects, metrics, faults, events.put, stack))
+    parts = await make(Parts(settings, machine, subjects, metrics, faults, tracer, events.put, stack))
     core = parts.core
     steps = StepMetrics(metrics, Estimator(machine.sizes))
     observed = WorkerMetrics(metrics, core, (bus, beats), lambda: host.step_age_ms, parts.refresh)
@@ -192,7 +198,7 @@ async def _serve(
         events.put(EngineBatch(batch))
 
     host = Host(machine.engine, on_batch, on_event=parts.on_event, faults=faults)
-    shell = Shell(core, bus, {ToEngine: lambda c: host.submit(c.command), **parts.acts}, faults)
+    shell = Shell(core, bus, {ToEngine: lambda c: host.submit(c.command), **parts.acts}, faults, parts.watch)
     events.deliver(shell.put)
 
     def make_beat(lag_ms: int) -> Beat:

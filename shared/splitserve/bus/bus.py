@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from splitserve.config import redacted
 from splitserve.errors import BusUnavailable, ConfigError, MessageTooLarge, NeverReady, ProtocolError
-from splitserve.protocol.codec import decode, encode
+from splitserve.protocol.codec import decode, encode, headers_of
 from splitserve.protocol.messages import Message, Refused
 from splitserve.protocol.states import RefuseReason
 
@@ -114,27 +114,23 @@ class Bus:
     def max_payload(self) -> int:
         return self._client.max_payload
 
-    async def publish(
-        self, subject: str, message: Message, *, reply: bool = False, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def publish(self, subject: str, message: Message, *, reply: bool = False) -> None:
         """Send and forget. With `reply`, answers go to the handler given to `receive_replies`."""
-        data = self._checked(message)
+        data, headers = self._checked(message)
         try:
-            await self._client.publish(subject, data, reply=self._inbox if reply else "", headers=_plain(headers))
+            await self._client.publish(subject, data, reply=self._inbox if reply else "", headers=headers)
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
 
-    async def request(
-        self, subject: str, message: Message, timeout_s: float, *, headers: Mapping[str, str] | None = None
-    ) -> Message:
+    async def request(self, subject: str, message: Message, timeout_s: float) -> Message:
         """Send and wait for one answer.
 
         Raises NoResponders, RequestTimeout, or a ProtocolError for an answer that cannot be read.
         """
-        data = self._checked(message)
+        data, headers = self._checked(message)
         began = asyncio.get_running_loop().time()
         try:
-            answer = await self._client.request(subject, data, timeout=timeout_s, headers=_plain(headers))
+            answer = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"nobody listens on {subject}") from error
         except nats.errors.TimeoutError as error:
@@ -142,7 +138,7 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
         self.counters.round_trip_s = asyncio.get_running_loop().time() - began
-        return decode(answer.data)
+        return decode(answer.data, answer.headers)
 
     async def answer(self, reply_to: str, message: Message) -> None:
         """Answer a message that had a reply subject."""
@@ -153,7 +149,7 @@ class Bus:
 
         async def on_message(raw: Msg) -> None:
             try:
-                message = decode(raw.data)
+                message = decode(raw.data, raw.headers)
             except ProtocolError as error:
                 await self._refuse(raw, error)
                 return
@@ -183,16 +179,17 @@ class Bus:
         if late and writer is not None:
             writer.transport.abort()
 
-    def _checked(self, message: Message) -> bytes:
+    def _checked(self, message: Message) -> tuple[bytes, dict[str, str] | None]:
         if not self._client.is_connected:
             raise BusUnavailable("the bus is away: not connected")
-        data = encode(message)
-        if len(data) > self._client.max_payload:
+        data, headers = encode(message), headers_of(message)
+        size = len(data) + _header_bytes(headers)
+        if size > self._client.max_payload:
             raise MessageTooLarge(
-                f"a {type(message).__name__} of {len(data)} bytes is over the bus's limit of "
+                f"a {type(message).__name__} of {size} bytes is over the bus's limit of "
                 f"{self._client.max_payload}: send a shorter prompt, or raise max_payload of the NATS server"
             )
-        return data
+        return data, headers
 
     async def _refuse(self, raw: Msg, error: ProtocolError) -> None:
         self.counters.unreadable += 1
@@ -216,5 +213,6 @@ class Bus:
         self.on_up()
 
 
-def _plain(headers: Mapping[str, str] | None) -> dict[str, str] | None:
-    return dict(headers) if headers else None
+def _header_bytes(headers: Mapping[str, str] | None) -> int:
+    """The block that nats-py writes before the data: `NATS/1.0`, a line a header, an empty line. It counts as payload."""
+    return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items()) if headers else 0

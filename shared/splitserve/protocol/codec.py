@@ -1,13 +1,15 @@
 """Envelope: `u32 head length | JSON head | raw tail`. No pickle; every decoded field is validated.
 
 The head is `{"k": kind, "v": version, "t": {field: lengths}, "b": {the other fields}}`; the tail holds the fields
-marked with a `columns.Tail`, in declaration order, little-endian.
+marked with a `columns.Tail`, in declaration order, little-endian. A field marked `trace.InHeaders` is in neither: the
+bus sends it as headers (`headers_of`).
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -18,6 +20,7 @@ from pydantic_core import from_json, to_json
 from splitserve.errors import BadMessage, UnknownMessage
 from splitserve.protocol.messages import MESSAGES, Message
 from splitserve.protocol.messages.columns import Tail
+from splitserve.protocol.trace import InHeaders, TraceContext, trace_of
 
 VERSION = 1
 _SWAP = sys.byteorder == "big"
@@ -34,12 +37,18 @@ def _split(kind: type[Message]) -> tuple[tuple[str, ...], tuple[tuple[str, Tail]
     head: list[str] = []
     tail: list[tuple[str, Tail]] = []
     for field in fields(kind):
-        marks = [m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Tail)]
-        if marks:
-            tail.append((field.name, marks[0]))
-        else:
+        marks: tuple[object, ...] = getattr(hints[field.name], "__metadata__", ())
+        mark = marks[0] if marks else None
+        if isinstance(mark, Tail):
+            tail.append((field.name, mark))
+        elif not isinstance(mark, InHeaders):
             head.append(field.name)
     return tuple(head), tuple(tail)
+
+
+@cache
+def _in_headers(kind: type[Message]) -> bool:
+    return any(field.name == "trace" for field in fields(kind))
 
 
 def _bytes_of(code: str, values: tuple[int, ...]) -> bytes:
@@ -76,8 +85,14 @@ def encode(message: Message) -> bytes:
     return b"".join((len(head).to_bytes(4, "little"), head, *tail))
 
 
-def decode(data: bytes) -> Message:
-    """The message in `data`.
+def headers_of(message: Message) -> dict[str, str] | None:
+    """What of a message travels as headers; None for nothing."""
+    trace = getattr(message, "trace", None)
+    return (trace.headers() or None) if isinstance(trace, TraceContext) else None
+
+
+def decode(data: bytes, headers: Mapping[str, str] | None = None) -> Message:
+    """The message in `data`, with what `headers` hold of it; headers that cannot be read are ignored.
 
     Raises BadMessage (bytes that are no envelope, fields that do not validate, a tail of the wrong size) or
     UnknownMessage (another version, a kind this build does not know).
@@ -98,6 +113,8 @@ def decode(data: bytes) -> Message:
         raise UnknownMessage(f"kind {name!r} version {version!r}; this build knows version {VERSION}")
     try:
         body.update(_tail_of(kind, lengths, view[end:]))
+        if _in_headers(kind):
+            body["trace"] = trace_of(headers)
         return _adapter(kind).validate_python(body)
     except (ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadMessage(f"{name}: {error}") from error

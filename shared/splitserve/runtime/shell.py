@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
@@ -18,6 +18,10 @@ from splitserve.protocol.states import RefuseReason
 log = logging.getLogger("splitserve.runtime")
 
 _DROPPED_BY_FAULT: Mapping[type, str] = {KvReady: "worker.drop_kv_ready", TokenFrame: "worker.drop_frame"}
+
+
+# Told of an event, the commands it gave and the moment, once they are on their way; tracing is one.
+Watch = Callable[[object, Sequence[object], float], None]
 
 
 class ShellCore(Protocol):
@@ -33,13 +37,19 @@ class Shell:
     """`acts` says how commands beside the bus's are carried out: at once, without waiting."""
 
     def __init__(
-        self, core: ShellCore, bus: Bus, acts: Mapping[type, Callable[[Any], None]], faults: Faults | None = None
+        self,
+        core: ShellCore,
+        bus: Bus,
+        acts: Mapping[type, Callable[[Any], None]],
+        faults: Faults | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.drained = asyncio.Event()  # told to drain, and nothing is left
         self._core = core
         self._bus = bus
         self._acts = acts
         self._faults = faults or Faults()
+        self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._events: deque[object] = deque()
         self._something = asyncio.Event()
@@ -85,8 +95,9 @@ class Shell:
 
     async def _handle(self, event: object) -> None:
         self._draining = self._draining or isinstance(event, Drain)
+        now = self._loop.time()
         try:
-            commands = self._core.handle(event, self._loop.time())
+            commands = self._core.handle(event, now)
         except Exception:
             log.exception("event failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
             return
@@ -103,6 +114,15 @@ class Shell:
                     await asyncio.sleep(0)  # it goes out now: what is published next may not overtake it
                 case _:
                     self._acts[type(command)](command)
+        if self._watch is not None:
+            self._watched(self._watch, event, commands, now)
+
+    def _watched(self, watch: Watch, event: object, commands: Sequence[object], now: float) -> None:
+        """Who looks on can break nothing."""
+        try:
+            watch(event, commands, now)
+        except Exception:
+            log.exception("watch failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
 
     def _arm(self) -> None:
         at = self._core.wake_at()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from splitserve.router.openai.schema.fields import GenerationFields
 from splitserve.router.openai.schema.reader import FieldReader
 from splitserve.router.parts import RouterParts
 from splitserve.router.render import Renderer
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,6 @@ class Api:
     ) -> Submission:
         facts = self.parts.facts
         max_tokens = answer_tokens(len(ids), length.wanted, facts, field=length.field, default=length.default)
-        traceparent = http.headers.get("traceparent", "")
         return Submission(
             rid=rid,
             model=self.parts.model_names[0],
@@ -101,7 +97,7 @@ class Api:
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             client_request_id=http.state.client_request_id or request.request_id or "",
-            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            trace=http.state.trace,
         )
 
 

@@ -14,13 +14,23 @@ from splitserve.router.observe import RequestEnd
 from splitserve.router.openai.api import Api
 from splitserve.router.openai.respond import Exchange, Job, StreamedAnswer
 from splitserve.router.openai.wire import Wire
+from splitserve.router.spans import RequestSpan
 
 Prepare = Callable[[], Awaitable[Job]]  # tokenises; raises SplitserveError
 
 
 async def generate(api: Api, http: Request, prepare: Prepare, wire: Wire, *, stream: bool) -> Response:
     """Tokenise, run, answer; every way out is reported to the observer once."""
-    watch = api.parts.observer.request(http.url.path)
+    watch = RequestSpan(
+        api.parts.tracer,
+        api.parts.observer.request(http.url.path),
+        http.state.trace,
+        route=getattr(http.scope.get("route"), "path", http.url.path),
+        model=api.parts.model_names[0],
+        arrived=http.state.arrived,
+        stream=stream,
+    )
+    http.state.trace = watch.trace
     began = time.monotonic()
     try:
         job = await prepare()
@@ -34,5 +44,6 @@ async def generate(api: Api, http: Request, prepare: Prepare, wire: Wire, *, str
     if stream:
         return StreamedAnswer(exchange, headers, stall_s=api.parts.stall_s)
     answer = await exchange.whole(http.receive)
+    watch.asked(job)
     answer.headers.update(headers)
     return answer

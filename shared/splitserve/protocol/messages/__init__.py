@@ -1,7 +1,7 @@
 """Every message on the bus, once. `MESSAGES` at the end is the table that the codec reads.
 
 All are idempotent; their key is (rid, attempt, kind). Fields marked `U1`, `U2`, `U4`, `U8` or `U4Lists` travel as
-little-endian bytes behind the JSON head, not in it (protocol D10).
+little-endian bytes behind the JSON head, not in it (protocol D10); `trace` of what belongs to one request travels as headers.
 
 | module | from -> to |
 |---|---|

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FailReason
+from splitserve.protocol.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class KvReady:
     cached_tokens: int
     durations: PrefillDurations
     finishes: tuple[int, ...] = ()  # FinishReason of each first token
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class KvLoaded:
     transport: str
     handle_s: float  # KvReady received -> fetch began
     transfer_s: float
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class KvFailed:
     pa: int
     reason: FailReason
     message: str
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Release:
 
     handle_id: str
     token: str
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)

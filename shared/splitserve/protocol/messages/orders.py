@@ -11,6 +11,7 @@ from splitserve.protocol.handle import KvSource
 from splitserve.protocol.messages.columns import U4, U8, U4Lists
 from splitserve.protocol.params import SamplingParams
 from splitserve.protocol.states import RefuseReason
+from splitserve.protocol.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class DecodeJob:
     ttl_s: float  # what is left of the request's deadline
     priority: int = 0
     cache_salt: str = ""
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class PrefillJob:
     ttl_s: float
     priority: int = 0
     cache_salt: str = ""
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Amend:
     source: KvSource | None
     outputs: U4Lists
     ttl_s: float
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Cancel:
     pa: int
     da: int
     reason: str
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True)

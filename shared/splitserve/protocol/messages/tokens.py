@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from splitserve.protocol.messages.columns import U1, U2, U4
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
+from splitserve.protocol.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +107,4 @@ class Preempted:
     rid: str
     worker: str
     da: int
+    trace: Trace = NO_TRACE
