@@ -129,6 +129,7 @@ class HttpSettings(Group):
     max_body_bytes: Size = Field(default=8 * MIB, ge=1024, description="largest request body")
     strict_fields: bool = Field(default=False, description="refuse request fields that the API does not know")
     root_path: str = Field(default="", description="path prefix when behind a proxy")
+    status_page: bool = Field(default=True, description="a page at / that shows workers, load and recent requests")
 
 
 class RoutingSettings(Group):

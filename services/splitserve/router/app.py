@@ -37,6 +37,7 @@ from splitserve.router.openai.tokenize import detokenize, tokenize
 from splitserve.router.openai.unserved import embeddings
 from splitserve.router.parts import ROUTER_PAGE, RouterParts
 from splitserve.router.render import Renderer
+from splitserve.router.status.routes import SNAPSHOT, status_routes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -83,6 +84,11 @@ def create_app(parts: RouterParts) -> FastAPI:
         app.add_api_route(path, endpoint, methods=[method], response_model=None, openapi_extra=_documented(path, body))
     for path in parts.metrics_pages:
         app.add_api_route(path, metrics, methods=["GET"], response_model=None, operation_id=f"metrics{path}")
+    if parts.status is not None:
+        for path, endpoint in status_routes(parts.status).items():
+            app.add_api_route(
+                path, endpoint, methods=["GET"], response_model=None, include_in_schema=path == SNAPSHOT
+            )
     app.add_middleware(Door, keys=ApiKeys(parts.http.api_key), observer=parts.observer)
     app.openapi = lambda: _document(app)
     return app

@@ -1,4 +1,4 @@
-"""API keys: a bearer token on every route but those that probes read."""
+"""API keys: a bearer token on every route but those that probes read and the status page's shell, which holds no data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from hmac import compare_digest
 from starlette.datastructures import Headers
 
 from splitserve.errors import AuthenticationFailed
+from splitserve.router.status.routes import SHELL
 
-_OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/metrics/router"})
+_OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/metrics/router", *SHELL})
 
 
 class ApiKeys:

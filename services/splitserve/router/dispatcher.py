@@ -19,7 +19,7 @@ from splitserve.protocol.subjects import Subjects
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
 from splitserve.router.fleet import Life
-from splitserve.router.generation import Done, GenerationEvent, Submission
+from splitserve.router.generation import Done, GenerationEvent, Submission, Tokens
 from splitserve.router.records import Record
 from splitserve.router.spans import GenerationSpans
 from splitserve.runtime.heartbeat import Heartbeat
@@ -39,6 +39,7 @@ class Dispatcher:
         self.beats = beats
         self._core = core
         self._save_record = save
+        self.delivered: Callable[[int], None] = lambda tokens: None  # told of the tokens that go to a client
         self._spans = GenerationSpans(tracer)
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningGeneration] = {}
@@ -143,6 +144,8 @@ class Dispatcher:
         generation = self._running.pop(command.rid, None) if done else self._running.get(command.rid)
         if generation is not None:
             generation.cached_tokens = command.cached_tokens
+            if isinstance(command.event, Tokens):
+                self.delivered(len(command.event.ids))
             generation.put(command.event)
 
     def _save(self, command: Save) -> None:

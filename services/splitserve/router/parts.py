@@ -11,6 +11,7 @@ from splitserve.model.facts import ModelFacts
 from splitserve.model.tokenizer import Tokenizer
 from splitserve.router.generation import Generator
 from splitserve.router.observe import NullObserver, Observer
+from splitserve.router.status.feed import StatusFeed
 from splitserve.telemetry.tracing import NullTracer, Tracer
 
 FLEET_PAGE = "/metrics"  # the whole fleet as one server would show it
@@ -36,6 +37,7 @@ class RouterParts:
     why_not_ready: Callable[[], str]
     metrics_pages: Mapping[str, MetricsPage] = field(default_factory=dict[str, MetricsPage])  # by path
     observer: Observer = field(default_factory=NullObserver)
+    status: StatusFeed | None = None  # None: no status page
     tracer: Tracer = field(default_factory=NullTracer)
     trust_request_chat_template: bool = False
     draw_seed: Callable[[], int] = field(default=lambda: secrets.randbits(64))

@@ -22,10 +22,12 @@ from splitserve.router.exposition import content_type, cut, written
 from splitserve.router.fleet_page import FleetPage
 from splitserve.router.gauges import Gauges
 from splitserve.router.metrics import RouterMetrics
+from splitserve.router.observers import Observers
 from splitserve.router.parts import FLEET_PAGE, ROUTER_PAGE, RouterParts
 from splitserve.router.protocol import RouterProtocol
 from splitserve.router.readiness import Readiness
-from splitserve.router.records import shown
+from splitserve.router.records import Record, shown
+from splitserve.router.status.source import StatusSource
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.http import bind, port_of, serving
 from splitserve.runtime.identity import found_at, name_of, url_of
@@ -54,11 +56,14 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
         tokenizer, facts = await asyncio.to_thread(_read_model, settings)
         router = await _Router.open(settings, name, metrics_url, facts, tracer, stack)
         readiness = router.readiness(tokenizer)
-        app = create_app(router.parts(tokenizer, facts, readiness))
+        parts = router.parts(tokenizer, facts, readiness)
+        app = create_app(parts)
         await stack.enter_async_context(serving(metrics_app(app.state.api), metrics_sock))
         await stack.enter_async_context(
             serving(app, sock, protocol=RouterProtocol, grace_s=int(settings.worker.drain_timeout))
         )
+        if parts.status is not None:
+            stack.callback(parts.status.close)
         for work in (readiness.prove(), router.fleet_page.run()):
             stack.push_async_callback(ended, asyncio.create_task(work, name="router"))
         log.info("listening", extra={"host": settings.http.host, "port": settings.http.port, "metrics": metrics_url})
@@ -78,6 +83,7 @@ class _Router:
         self,
         settings: RouterSettings,
         dispatcher: Dispatcher,
+        status: StatusSource,
         store: Store,
         metrics: RouterMetrics,
         fleet_page: FleetPage,
@@ -88,6 +94,7 @@ class _Router:
         self._dispatcher = dispatcher
         self._store = store
         self._metrics = metrics
+        self._status = status
 
         self._tracer = tracer
     @classmethod
@@ -114,25 +121,32 @@ class _Router:
         metrics = RouterMetrics(
             model_name=served_names(settings.model)[0], engine=name, max_model_len=facts.max_model_len
         )
+        status = StatusSource(core, name=name, model=served_names(settings.model)[0])
         store = await Store.connect(
             address_of(cluster.redis, "--redis"), cluster=cluster.cluster, connect_timeout_s=cluster.connect_timeout
         )
         stack.push_async_callback(store.close)
+
+        def save(record: Record) -> None:
+            store.save(record.row())
+            status.saved(record)
+
         dispatcher = await Dispatcher.open(
             core,
             nats=address_of(cluster.nats, "--nats"),
             subjects=subjects,
             life=life,
             connect_timeout_s=cluster.connect_timeout,
-            save=lambda record: store.save(record.row()),
+            save=save,
             page=metrics.page,
         )
         stack.push_async_callback(dispatcher.close)
+        dispatcher.delivered = status.delivered
         store.announce(life, core.incarnation)
         page = FleetPage(dispatcher.beats, subjects, lives=dispatcher.lives, own=metrics.page)
             tracer=tracer,
         metrics.refresh = Gauges(metrics.metrics, dispatcher, store).refresh
-        return cls(settings, dispatcher, store, metrics, page, tracer)
+        return cls(settings, dispatcher, status, store, metrics, page, tracer)
 
     def readiness(self, tokenizer: Tokenizer) -> Readiness:
         ids = tuple(tokenizer.encode("Ready?", False))
@@ -147,6 +161,11 @@ class _Router:
         )
 
     def parts(self, tokenizer: Tokenizer, facts: ModelFacts, readiness: Readiness) -> RouterParts:
+        feed = self._status.feed(
+            why_not_ready=readiness.why_not,
+            bus_up=lambda: self._dispatcher.bus.connected,
+            degraded=lambda: self._store.degraded,
+        )
         return RouterParts(
             generator=self._dispatcher,
             tokenizer=tokenizer,
@@ -157,7 +176,8 @@ class _Router:
             read_request=self._read_request,
             why_not_ready=readiness.why_not,
             metrics_pages={FLEET_PAGE: self.fleet_page.page, ROUTER_PAGE: self._own_page},
-            observer=self._metrics,
+            observer=Observers(self._metrics, self._status.observer),
+            status=feed if self._settings.http.status_page else None,
             trust_request_chat_template=self._settings.model.trust_request_chat_template,
         )
 
