@@ -83,7 +83,7 @@ def test_when_all_refuse_for_the_queue_time_the_request_fails_as_overloaded():
         bench.run(0.1, step=0.1)
         if bench.done():
             break
-    assert bench.error() == "Overloaded"
+    assert bench.error() == "WaitedTooLong"
     assert bench.state() is S.FAILED
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from splitserve.config import RoutingSettings
 from splitserve.errors import Overloaded
+from splitserve.router.refusals import TooManyRequests, TooManyTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,13 @@ def refusal(settings: RoutingSettings, waiting: Waiting, tokens: int, tokens_per
     """
     retry = max(1.0, math.ceil(waiting.tokens / max(tokens_per_s, 1.0)))
     if waiting.requests >= settings.max_waiting_requests:
-        return Overloaded(
+        return TooManyRequests(
             f"{waiting.requests} requests wait for a worker, the limit is {settings.max_waiting_requests}: "
             f"try again in {retry:.0f} s",
             retry_after_s=retry,
         )
     if waiting.tokens and waiting.tokens + tokens > settings.max_queued_tokens:
-        return Overloaded(
+        return TooManyTokens(
             f"{waiting.tokens} prompt tokens wait for a worker and this request has {tokens}, "
             f"the limit is {settings.max_queued_tokens}: try again in {retry:.0f} s",
             retry_after_s=retry,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 
 from splitserve.bus.bus import Bus
@@ -58,6 +58,7 @@ class Dispatcher:
         connect_timeout_s: float,
         save: Callable[[Record], None],
         page: Callable[[], bytes],
+        round_trip: Callable[[float], None] = lambda seconds: None,
         tracer: Tracer | None = None,
     ) -> Dispatcher:
         """Connect, subscribe, beat. Raises NeverReady, ConfigError. `page`: the metrics page for other routers."""
@@ -72,7 +73,7 @@ class Dispatcher:
             self._watch(bus)
             await bus.subscribe(subjects.router_events(life), self._shell.receive)
             await bus.receive_replies(self._shell.receive)
-            heartbeat = Heartbeat(beats, subjects, self._beat, self._shell.receive, page)
+            heartbeat = Heartbeat(beats, subjects, self._beat, self._shell.receive, page, round_trip=round_trip)
             for work in (self._shell.run(), heartbeat.run()):
                 task = asyncio.create_task(work, name="dispatcher")
                 stack.push_async_callback(ended, task)
@@ -115,8 +116,17 @@ class Dispatcher:
         """The latest record of a live request."""
         return self._records.get(rid)
 
-    def live_states(self) -> Iterable[RequestState]:
-        return list(self._core.live.values())
+    def live_requests(self) -> dict[str, RequestState]:
+        """Their states, by id."""
+        return self._core.live
+
+    def counts(self) -> dict[str, int]:
+        """What happened since the start, of requests that count."""
+        return self._core.counts
+
+    def oldest_age_s(self) -> float:
+        """Age of the oldest live request; 0 when there is none."""
+        return self._core.oldest_age(self._loop.time())
 
     def lives(self) -> list[Life]:
         """Every other process that beats."""
@@ -150,6 +160,7 @@ class Dispatcher:
 
     def _save(self, command: Save) -> None:
         record = command.record
+        self._spans.saved(record, self._loop.time())
         if record.state.terminal:
             self._records.pop(record.rid, None)
         else:
@@ -160,7 +171,6 @@ class Dispatcher:
         log.error("the core raised", exc_info=command.error, extra={"rid": command.rid})
 
 
-        self._spans.saved(record, self._loop.time())
 class RunningGeneration:
     """One request as its endpoint has it (`generation.Generation`)."""
 

@@ -14,7 +14,8 @@ from splitserve.errors import SplitserveError
 from splitserve.protocol.trace import NO_TRACE, TRACEPARENT, TRACESTATE, TraceContext, trace_of
 from splitserve.router.auth import ApiKeys
 from splitserve.router.http_errors import error_response
-from splitserve.router.observe import Observer
+from splitserve.router.observe import HttpAnswer, Observer
+from splitserve.router.refusals import GENERATION_PATHS
 
 log = logging.getLogger("splitserve.router")
 
@@ -38,8 +39,10 @@ class Door:
         inner = visit.inner_scope()
         try:
             self._keys.check(scope["path"], headers)
-            await self._app(inner, receive, visit.send)
+            await self._app(inner, visit.receiving(receive), visit.send)
         except SplitserveError as error:  # a wrong key; endpoints' errors are answered further in
+            if scope["path"] in GENERATION_PATHS:
+                self._observer.refused(error)
             await error_response(error)(inner, receive, visit.send)
         except Exception:
             log.exception("request failed unforeseen", extra={"path": scope["path"], "request_id": visit.shown_id})
@@ -50,7 +53,16 @@ class Door:
             )
         finally:
             route = getattr(inner.get("route"), "path", "")
-            self._observer.answered(scope["method"], route, visit.status, time.monotonic() - visit.arrived)
+            self._observer.answered(
+                HttpAnswer(
+                    scope["method"],
+                    route,
+                    visit.status,
+                    time.monotonic() - visit.arrived,
+                    received=visit.received,
+                    sent=visit.sent,
+                )
+            )
 
 
 class _Visit:
@@ -63,6 +75,8 @@ class _Visit:
         self.shown_id = client_id or uuid.uuid4().hex
         self.arrived = time.monotonic()
         self.status = 0
+        self.received = 0  # bytes of bodies
+        self.sent = 0
 
     def inner_scope(self) -> Scope:
         """HEAD is GET whose body is dropped on its way out, wherever GET is."""
@@ -70,9 +84,20 @@ class _Visit:
             **self._scope.get("state", {}),
             "arrived": self.arrived,
             "client_request_id": self._client_id,
+            "trace": trace_in(Headers(scope=self._scope)),
         }
         method = "GET" if self._scope["method"] == "HEAD" else self._scope["method"]
         return {**self._scope, "method": method, "state": state}
+
+    def receiving(self, receive: Receive) -> Receive:
+        """`receive`, counted."""
+
+        async def counted() -> Message:
+            message = await receive()
+            self.received += len(message.get("body", b""))
+            return message
+
+        return counted
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -81,10 +106,10 @@ class _Visit:
             headers.setdefault("x-request-id", self.shown_id)
         elif self._scope["method"] == "HEAD" and message["type"] == "http.response.body":
             message = {**message, "body": b""}
+        self.sent += len(message.get("body", b""))
         await self._send(message)
 
 
-            "trace": trace_in(Headers(scope=self._scope)),
 def _request_id(headers: Headers) -> str:
     """The client's own id, if it can stand in a header of ours; it is an attribute, never a key."""
     given = headers.get("x-request-id", "")

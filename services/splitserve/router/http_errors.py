@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from splitserve.errors import InvalidRequest, MethodNotAllowed, NotFound, SplitserveError, row_of
+from splitserve.router.refusals import GENERATION_PATHS
 
 _RETRY = frozenset({429, 503})
 
@@ -34,9 +35,13 @@ def error_response(error: SplitserveError) -> Response:
     return Response(orjson.dumps(error_object(error)), status, headers, media_type="application/json")
 
 
-async def on_error(_: Request, error: Exception) -> Response:
-    """Exception handler for SplitserveError."""
-    return error_response(error if isinstance(error, SplitserveError) else SplitserveError(str(error)))
+async def on_error(request: Request, error: Exception) -> Response:
+    """Exception handler for SplitserveError. The observer hears of a generation request that did not get far enough to
+    report itself."""
+    ours = error if isinstance(error, SplitserveError) else SplitserveError(str(error))
+    if request.url.path in GENERATION_PATHS and not getattr(request.state, "reported", False):
+        request.app.state.api.parts.observer.refused(ours)
+    return error_response(ours)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -80,7 +80,7 @@ class Lifecycle:
             if found.for_good:
                 self.fail(r.hopeless(found.reason))
             return found
-        r.count("placed_remote" if found.prefill else "placed_local")
+        r.count(f"placed|{'split' if found.prefill else 'local'}|{found.why}")
         return found.decode, found.prefill or ""
 
     def decode_answered(self, tag: JobTag, answer: Message) -> None:
@@ -134,6 +134,7 @@ class Lifecycle:
         if leg is None:
             return
         self._courier.drop_decode(leg, cause, cancel=cancel)
+        r.count(f"replaced|decode|{cause}")
         r.decode = None
         if leg.held:
             r.count("decode_lost")
@@ -163,6 +164,7 @@ class Lifecycle:
         leg = self.request.decode
         if leg is not None and leg.life[0] == worker and self.request.is_current(da):
             self.request.wish.last = worker
+            self.request.preemptions += 1
             self.lose_decode("preempted", cancel=False, counts=False)
 
     # --- prefilling ---
@@ -227,7 +229,7 @@ class Lifecycle:
     def _replace_prefill(self, cause: str, *, lost: bool) -> None:
         """pa+1 elsewhere and an Amend for the reservation; nobody, or too many lost: decode reads the prompt."""
         r, decode = self.request, self.request.decode
-        r.count("prefill_lost" if lost else "prefill_refused")
+        r.count(f"replaced|prefill|{cause}")
         r.prefill_losses += lost
         r.wish.local = r.prefill_losses >= PREFILL_LOSSES and self._desk.rules.prefill_losses
         fingerprint = r.prefill.fingerprint if r.prefill else ""
@@ -371,7 +373,7 @@ class Lifecycle:
         if r.prefill is not None:
             self._drop_prefill(str(state))
         r.to(state, error)
-        r.deliver(Done(error, r.cached_tokens or 0, r.stages.seconds(self._desk.now)))
+        r.deliver(Done(error, r.cached_tokens or 0, r.stages.seconds(self._desk.now), r.preemptions))
         r.waits_no_more()
         for wait in Wait:
             self._desk.no_timer(r.rid, wait)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from splitserve.errors import SplitserveError
+
 Outcome = Literal["finished", "cancelled", "failed"]
 
 
@@ -16,6 +18,7 @@ class RequestEnd:
     outcome: Outcome
     seconds: float
     code: str = ""  # of the error that ended it
+    refused: str = ""  # why it was not taken, when that is why it failed
     finish_reasons: tuple[str, ...] = ()  # an entry an answer that finished: "stop", "length"
     prompt_tokens: tuple[int, ...] = ()  # an entry a prompt
     cached_tokens: int = 0
@@ -26,6 +29,19 @@ class RequestEnd:
     last_token_s: float | None = None
     detokenise_s: float = 0.0  # spent on the first tokens' text
     stages: tuple[Mapping[str, float], ...] = field(default=())  # `Done.stages`, an entry a prompt
+    preemptions: int = 0  # how often it gave way to others
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """One HTTP answer. `path`: the route's template, "" when there is none; `status` 0: the client left before it."""
+
+    method: str
+    path: str
+    status: int
+    seconds: float
+    received: int  # bytes of bodies
+    sent: int
 
 
 class RequestObserver(Protocol):
@@ -33,7 +49,9 @@ class RequestObserver(Protocol):
 
     def tokenised(self, seconds: float) -> None: ...
 
-    def first_token(self, seconds: float) -> None: ...
+    def first_token(self, seconds: float) -> None:
+        """From arrival to the first tokens, made text."""
+        ...
 
     def gap(self, seconds: float) -> None:
         """Between two token events of one answer, as they arrived (not as a slow client read them)."""
@@ -49,8 +67,12 @@ class Observer(Protocol):
         """A generation request was read and found valid; `endpoint` is its path."""
         ...
 
-    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
-        """An HTTP answer ended. `path` is the route's template, "" when there is none."""
+    def refused(self, error: SplitserveError) -> None:
+        """A generation request was refused before that."""
+        ...
+
+    def answered(self, answer: HttpAnswer) -> None:
+        """An HTTP answer ended."""
         ...
 
 
@@ -68,4 +90,6 @@ class NullObserver:
 
     def end(self, end: RequestEnd) -> None: ...
 
-    def answered(self, method: str, path: str, status: int, seconds: float) -> None: ...
+    def refused(self, error: SplitserveError) -> None: ...
+
+    def answered(self, answer: HttpAnswer) -> None: ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from splitserve.errors import DeadlineExceeded, NoWorkers, Overloaded
+from splitserve.errors import DeadlineExceeded, NoWorkers
 from splitserve.protocol.states import Role
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.lifecycle import FORWARD_S, PROGRESS_S, Lifecycle
+from splitserve.router.refusals import WaitedTooLong
 
 COME_BACK_S = 5.0
 
@@ -35,6 +36,6 @@ def _too_old(life: Lifecycle, desk: Desk) -> None:
     if not desk.rules.queue_age or (serving and len(request.transcript)):
         request.timer(Wait.AGE, seconds)
     elif serving:
-        life.fail(Overloaded(f"no worker had room for it in {seconds:g} s: try again", retry_after_s=COME_BACK_S))
+        life.fail(WaitedTooLong(f"no worker had room for it in {seconds:g} s: try again", retry_after_s=COME_BACK_S))
     else:
         life.fail(NoWorkers(f"no decode worker for {model!r} in {seconds:g} s", retry_after_s=COME_BACK_S))

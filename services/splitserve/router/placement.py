@@ -22,6 +22,17 @@ class Split(StrEnum):
     NEVER = "never"
 
 
+class Why(StrEnum):
+    """Why a prompt is read where it is."""
+
+    ASKED = "asked"  # by --split, or the request
+    NO_PREFILL_WORKER = "no_prefill_worker"
+    LONG_CONTEXT = "long_context"  # a moved sequence
+    IDLE = "idle"  # the decode worker has nothing else to do
+    ONE_CHUNK = "one_chunk"  # it fits one of the decode worker's
+    FASTER = "faster"  # by the estimate
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One worker, as placement sees it for one request."""
@@ -56,7 +67,7 @@ class Placed:
 
     decode: str
     prefill: str | None
-    reason: str
+    why: Why
     cached_tokens: int
 
 
@@ -80,9 +91,9 @@ def place(need: Need, decodes: Sequence[Candidate], prefills: Sequence[Candidate
         if prefills and not matching:
             return NotPlaced(difference(decode, prefills[0]), for_good=True)
         return NotPlaced("no prefill worker has room, and --split is always")
-    remote, reason = _how(need, decode, prefill)
+    remote, why = _how(need, decode, prefill)
     chosen = prefill if remote and prefill is not None else None
-    return Placed(decode.name, chosen.name if chosen else None, reason, (chosen or decode).cached_tokens)
+    return Placed(decode.name, chosen.name if chosen else None, why, (chosen or decode).cached_tokens)
 
 
 def no_decode(decodes: Sequence[Candidate]) -> NotPlaced:
@@ -105,26 +116,26 @@ def choose_prefill(need: Need, prefills: Sequence[Candidate]) -> Candidate | Non
     )
 
 
-def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool, str]:
+def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool, Why]:
     """(remote?, why)."""
     uncached = need.tokens - decode.cached_tokens
     if prefill is None:
-        return False, "no prefill worker"
+        return False, Why.NO_PREFILL_WORKER
     if need.split is not Split.AUTO:
-        return need.split is Split.ALWAYS, f"split {need.split}"
+        return need.split is Split.ALWAYS, Why.ASKED
     if need.moved and need.tokens > LONG_CONTEXT:
-        return True, "moved, long context"
+        return True, Why.LONG_CONTEXT
     if decode.idle:
-        return False, "decode worker is idle"
+        return False, Why.IDLE
     if uncached <= decode.chunk_tokens:
-        return False, "fits one chunk"
+        return False, Why.ONE_CHUNK
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
         + uncached * decode.bytes_per_token / BYTES_PER_S
         + HAND_OVER_S
     )
     local_s = (decode.queued_tokens + uncached) / decode.rate
-    return remote_s <= local_s, f"remote {remote_s * 1e3:.0f} ms, local {local_s * 1e3:.0f} ms"
+    return remote_s <= local_s, Why.FASTER
 
 
 def difference(one: Candidate, other: Candidate) -> str:

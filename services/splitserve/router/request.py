@@ -5,7 +5,7 @@ from __future__ import annotations
 from splitserve.config import RoutingSettings
 from splitserve.errors import ContextTooLong, NoWorkers, SplitserveError, row_of
 from splitserve.protocol.messages import FirstRow, KvReady, Refused, ResumeRow
-from splitserve.protocol.states import RefuseReason, RequestState
+from splitserve.protocol.states import RefuseReason, RequestState, is_probe
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.effects import Deliver, Save
 from splitserve.router.fleet import Life
@@ -38,6 +38,7 @@ class Request:
         self.pa = 0
         self.losses = 0
         self.prefill_losses = 0
+        self.preemptions = 0
         self.cached_tokens: int | None = None
         self.prefill_name = ""
         self.decode_name = ""
@@ -55,6 +56,9 @@ class Request:
         """Tokens that a new placement computes: the prompt, and for a single answer what is out of it."""
         outputs = self.transcript.outputs
         return len(self.submission.ids) + (len(outputs[0]) if len(outputs) == 1 else 0)
+
+    def age(self, now: float) -> float:
+        return now - self._came_at
 
     def is_current(self, da: int) -> bool:
         """The guard of everything that a decode worker says."""
@@ -163,7 +167,8 @@ class Request:
         return ContextTooLong(self._too_long) if self._too_long else NoWorkers(reason)
 
     def count(self, what: str) -> None:
-        self._desk.outbox.counts[what] += 1
+        if not is_probe(self.rid):
+            self._desk.outbox.counts[what] += 1
 
     def timer(self, wait: Wait, seconds: float) -> None:
         self._desk.timer(self.rid, wait, seconds)

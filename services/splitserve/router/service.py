@@ -31,11 +31,12 @@ from splitserve.router.status.source import StatusSource
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.http import bind, port_of, serving
 from splitserve.runtime.identity import found_at, name_of, url_of
+from splitserve.runtime.lag import watch_lag
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.store.store import Store
-
 from splitserve.telemetry.tracing import Tracer, open_tracer
+
 log = logging.getLogger("splitserve.router")
 
 
@@ -43,10 +44,10 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
     """Serve until a stop signal. Raises StartupError."""
     name = name_of(settings.worker.name, Role.ROUTER)
     set_up_logs(settings.log, name)
-    async with AsyncExitStack() as stack:
     tracer = open_tracer(settings.tracing, "splitserve-router", name, settings.cluster.cluster)
-        sock = bind(settings.http.host, settings.http.port)
+    async with AsyncExitStack() as stack:
         stack.push_async_callback(tracer.close)
+        sock = bind(settings.http.host, settings.http.port)
         stack.callback(sock.close)
         metrics_sock = bind(settings.worker.metrics_host, settings.worker.metrics_port)
         stack.callback(metrics_sock.close)
@@ -64,7 +65,7 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
         )
         if parts.status is not None:
             stack.callback(parts.status.close)
-        for work in (readiness.prove(), router.fleet_page.run()):
+        for work in (readiness.prove(), router.fleet_page.run(), router.watch_lag()):
             stack.push_async_callback(ended, asyncio.create_task(work, name="router"))
         log.info("listening", extra={"host": settings.http.host, "port": settings.http.port, "metrics": metrics_url})
         await signals.stop()
@@ -87,16 +88,16 @@ class _Router:
         store: Store,
         metrics: RouterMetrics,
         fleet_page: FleetPage,
-    ) -> None:
         tracer: Tracer,
+    ) -> None:
         self.fleet_page = fleet_page
         self._settings = settings
         self._dispatcher = dispatcher
         self._store = store
         self._metrics = metrics
         self._status = status
-
         self._tracer = tracer
+
     @classmethod
     async def open(
         cls,
@@ -119,7 +120,10 @@ class _Router:
             metrics_url=metrics_url,
         )
         metrics = RouterMetrics(
-            model_name=served_names(settings.model)[0], engine=name, max_model_len=facts.max_model_len
+            model_name=served_names(settings.model)[0],
+            engine=name,
+            max_model_len=facts.max_model_len,
+            legacy=settings.worker.legacy_metrics,
         )
         status = StatusSource(core, name=name, model=served_names(settings.model)[0])
         store = await Store.connect(
@@ -139,14 +143,19 @@ class _Router:
             connect_timeout_s=cluster.connect_timeout,
             save=save,
             page=metrics.page,
+            round_trip=metrics.metrics.histogram("splitserve_bus_round_trip_seconds").observe,
+            tracer=tracer,
         )
         stack.push_async_callback(dispatcher.close)
         dispatcher.delivered = status.delivered
         store.announce(life, core.incarnation)
         page = FleetPage(dispatcher.beats, subjects, lives=dispatcher.lives, own=metrics.page)
-            tracer=tracer,
         metrics.refresh = Gauges(metrics.metrics, dispatcher, store).refresh
         return cls(settings, dispatcher, status, store, metrics, page, tracer)
+
+    async def watch_lag(self) -> None:
+        """Until cancelled."""
+        await watch_lag(self._metrics.metrics.histogram("splitserve_event_loop_lag_seconds").observe)
 
     def readiness(self, tokenizer: Tokenizer) -> Readiness:
         ids = tuple(tokenizer.encode("Ready?", False))
@@ -178,6 +187,7 @@ class _Router:
             metrics_pages={FLEET_PAGE: self.fleet_page.page, ROUTER_PAGE: self._own_page},
             observer=Observers(self._metrics, self._status.observer),
             status=feed if self._settings.http.status_page else None,
+            tracer=self._tracer,
             trust_request_chat_template=self._settings.model.trust_request_chat_template,
         )
 
@@ -187,6 +197,5 @@ class _Router:
         return shown(rid, fields) if fields else None
 
     async def _own_page(self, accept: str) -> tuple[bytes, str]:
-            tracer=self._tracer,
         kind = content_type(accept)
         return written(cut(self._metrics.page().decode()), kind), kind

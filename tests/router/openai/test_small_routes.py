@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from splitserve.errors import StoreUnavailable
-from splitserve.router.observe import RequestEnd
+from splitserve.errors import SplitserveError, StoreUnavailable
+from splitserve.router.observe import HttpAnswer, RequestEnd
 from support.generation import MODEL, ScriptedGenerator, in_process, says, silent
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -140,8 +140,11 @@ class Ear:
     def end(self, end: RequestEnd) -> None:
         self.heard.append(end)
 
-    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
-        self.answers.append((method, path, status))
+    def refused(self, error: SplitserveError) -> None:
+        self.heard.append(error)
+
+    def answered(self, answer: HttpAnswer) -> None:
+        self.answers.append((answer.method, answer.path, answer.status))
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -130,6 +130,7 @@ class Answers:
             for c in range(self._n)
         ]
         self.cached_tokens = 0  # of all prompts, as their generations report
+        self.preemptions = 0
         self.stages: list[dict[str, float]] = []
         self.started = False
         self._open = len(submissions)
@@ -169,4 +170,5 @@ class Answers:
             error: SplitserveError = event.error or RequestFailed("the request ended before its answer did")
             raise error
         self._open -= 1
+        self.preemptions += event.preemptions
         self.stages.append(event.stages)

@@ -14,6 +14,7 @@ from splitserve.router.observe import RequestEnd
 from splitserve.router.openai.api import Api
 from splitserve.router.openai.respond import Exchange, Job, StreamedAnswer
 from splitserve.router.openai.wire import Wire
+from splitserve.router.refusals import refusal_reason
 from splitserve.router.spans import RequestSpan
 
 Prepare = Callable[[], Awaitable[Job]]  # tokenises; raises SplitserveError
@@ -31,19 +32,23 @@ async def generate(api: Api, http: Request, prepare: Prepare, wire: Wire, *, str
         stream=stream,
     )
     http.state.trace = watch.trace
+    http.state.reported = True
     began = time.monotonic()
     try:
         job = await prepare()
-    except (SplitserveError, ClientGone) as error:
-        code = row_of(error).code if isinstance(error, SplitserveError) else ""
-        watch.end(RequestEnd("failed" if code else "cancelled", time.monotonic() - http.state.arrived, code))
+    except SplitserveError as error:
+        seconds = time.monotonic() - http.state.arrived
+        watch.end(RequestEnd("failed", seconds, row_of(error).code, refusal_reason(error)))
+        raise
+    except ClientGone:
+        watch.end(RequestEnd("cancelled", time.monotonic() - http.state.arrived))
         raise
     watch.tokenised(time.monotonic() - began)
+    watch.asked(job)
     exchange = Exchange(job, wire, api.parts.generator, api.parts.tokenizer, watch)
     headers = {} if http.state.client_request_id else {"x-request-id": job.rid}
     if stream:
         return StreamedAnswer(exchange, headers, stall_s=api.parts.stall_s)
     answer = await exchange.whole(http.receive)
-    watch.asked(job)
     answer.headers.update(headers)
     return answer

@@ -18,6 +18,7 @@ from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
 from splitserve.router.openai.answers import Answers, Delta
 from splitserve.router.openai.running import Inbox, generating, unless_gone
 from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
+from splitserve.router.refusals import refusal_reason
 from splitserve.router.sse import EventStream
 from splitserve.router.text import TextRules, Vocabulary
 
@@ -126,7 +127,7 @@ class Exchange:
             if taken.first:
                 self._first_at = at
                 self._detokenise_s = time.monotonic() - began
-                self._watch.first_token(at - self._job.arrived)
+                self._watch.first_token(at - self._job.arrived + self._detokenise_s)
             if taken.gap is not None:
                 self._watch.gap(taken.gap)
             if isinstance(event, Tokens):
@@ -142,7 +143,7 @@ class Exchange:
             self._report("cancelled")
             raise
         except SplitserveError as error:
-            self._report("failed", row_of(error).code)
+            self._report("failed", row_of(error).code, refusal_reason(error) if self._first_at is None else "")
             raise
         except Exception:
             self._report("failed", row_of(SplitserveError).code)
@@ -150,13 +151,14 @@ class Exchange:
         self._report("finished")
         return result
 
-    def _report(self, outcome: Outcome, code: str = "") -> None:
+    def _report(self, outcome: Outcome, code: str = "", refused: str = "") -> None:
         job, choices = self._job, self._answers.choices
         self._watch.end(
             RequestEnd(
                 outcome,
                 seconds=time.monotonic() - job.arrived,
                 code=code,
+                refused=refused,
                 finish_reasons=tuple(choice.finish_reason for choice in choices if choice.finish_reason is not None),
                 prompt_tokens=tuple(len(submission.ids) for submission in job.submissions),
                 cached_tokens=self._answers.cached_tokens,
@@ -167,6 +169,7 @@ class Exchange:
                 last_token_s=None if self._last_at is None else self._last_at - job.arrived,
                 detokenise_s=self._detokenise_s,
                 stages=tuple(self._answers.stages),
+                preemptions=self._answers.preemptions,
             )
         )
 
