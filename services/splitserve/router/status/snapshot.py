@@ -138,13 +138,13 @@ def _load(core: RouterCore, recent: Recent, requests: Iterable[Request], now: fl
     states = Counter(request.state for request in requests)
     outcomes = recent.outcomes.counts(now)
     return LoadView(
-        states={state: states[state] for state in RequestState if not state.terminal},
+        states={str(state): states[state] for state in RequestState if not state.terminal},
         waiting=core.waiting.requests,
         waiting_tokens=core.waiting.tokens,
         tokens_per_s=recent.tokens.counts(now, RATE_S).total() / RATE_S,
         ttft_s=recent.ttft.median(now),
         inter_token_s=recent.gaps.median(now),
-        outcomes={state: outcomes[state] for state in RequestState if state.terminal},
+        outcomes={str(state): outcomes[state] for state in RequestState if state.terminal},
     )
 
 

@@ -1,0 +1,125 @@
+// The picture: router, prefill workers, KV transfer, decode workers. Load is fill and width.
+
+import { count, percent, shape } from "./elements.js";
+
+const NARROW = 620;
+const GAP = 12;
+
+/** Draw a snapshot `width` pixels wide. */
+export function flow(snapshot, width) {
+  const columns = {
+    prefill: snapshot.workers.filter((worker) => worker.role === "prefill"),
+    decode: snapshot.workers.filter((worker) => worker.role === "decode"),
+  };
+  const places = placed(columns, width);
+  const picture = shape("svg", {
+    viewBox: `0 0 ${width} ${places.height}`, width, height: places.height, role: "img", "aria-label": told(snapshot, columns),
+  });
+  const lines = shape("g", { class: "lines" });
+  const reading = new Map(columns.prefill.map((worker) => [worker.name, worker.requests]));
+  for (const worker of columns.prefill) {
+    lines.append(line(places.router, places.at.get(worker.name), "prefill", reading.get(worker.name), 0, places.narrow));
+  }
+  for (const from of columns.prefill) {
+    for (const to of columns.decode) {
+      const link = snapshot.links.find((one) => one.prefill === from.name && one.decode === to.name);
+      lines.append(line(places.at.get(from.name), places.at.get(to.name), "transfer", link?.requests ?? 0, link?.moving ?? 0, false));
+    }
+  }
+  if (!columns.prefill.length) {
+    for (const worker of columns.decode) {
+      lines.append(line(places.router, places.at.get(worker.name), "decode", worker.requests, 0, places.narrow));
+    }
+  }
+  picture.append(lines, router(snapshot, places.router));
+  for (const role of ["prefill", "decode"]) {
+    picture.append(heading(role, columns[role].length, places.columns[role]));
+    for (const worker of columns[role]) picture.append(node(worker, places.at.get(worker.name)));
+  }
+  return picture;
+}
+
+function placed(columns, width) {
+  const narrow = width < NARROW;
+  const most = Math.max(columns.prefill.length, columns.decode.length, 1);
+  const height = most > 6 ? 40 : 62;
+  const top = narrow ? 118 : 30;
+  const bottom = top + most * (height + GAP);
+  const between = narrow ? 34 : Math.max(60, width * 0.11);
+  const first = narrow ? 0 : 150 + between;
+  const size = (width - first - between) / 2;
+  const columnsAt = { prefill: { x: first, y: top - 10, w: size }, decode: { x: first + size + between, y: top - 10, w: size } };
+  const at = new Map();
+  for (const role of ["prefill", "decode"]) {
+    const room = bottom - top;
+    const offset = (room - columns[role].length * (height + GAP)) / 2;
+    columns[role].forEach((worker, n) => {
+      at.set(worker.name, { x: columnsAt[role].x, y: top + offset + n * (height + GAP), w: size, h: height });
+    });
+  }
+  const router = narrow ? { x: (width - 190) / 2, y: 2, w: 190, h: 62 } : { x: 0, y: top + (bottom - top - GAP) / 2 - 38, w: 150, h: 76 };
+  return { narrow, at, router, columns: columnsAt, height: bottom };
+}
+
+/** From one box to another; thin and pale when nothing goes there, moving while KV is on its way. */
+function line(from, to, phase, requests, moving, downwards) {
+  const width = requests ? Math.min(9, 1.5 + Math.sqrt(requests) * 1.4) : 1;
+  let d;
+  if (downwards) {
+    const x = from.x + from.w / 2, y = from.y + from.h, end = to.x + Math.min(24, to.w / 2);
+    d = `M${x} ${y}C${x} ${y + 30} ${end - 40} ${to.y - 30} ${end - 12} ${to.y + to.h / 2}L${to.x} ${to.y + to.h / 2}`;
+  } else {
+    const x = from.x + from.w, y = from.y + from.h / 2, end = to.y + to.h / 2, half = (to.x - x) / 2;
+    d = `M${x} ${y}C${x + half} ${y} ${to.x - half} ${end} ${to.x} ${end}`;
+  }
+  const classes = `line ${phase}${requests ? " used" : ""}${moving ? " moving" : ""}`;
+  return shape("path", { d, class: classes, "stroke-width": width });
+}
+
+function heading(role, workers, { x, y, w }) {
+  return shape("text", { x, y, class: `heading ${role}` }, workers ? role : `no ${role} worker`);
+}
+
+function router(snapshot, { x, y, w, h }) {
+  const { states, waiting } = snapshot.load;
+  const live = Object.values(states).reduce((sum, n) => sum + n, 0);
+  return shape("g", { transform: `translate(${x} ${y})`, class: "node router" },
+    shape("rect", { width: w, height: h, rx: 10, class: "box" }),
+    shape("text", { x: 14, y: 25, class: "name" }, "router"),
+    shape("text", { x: 14, y: 44, class: "small" }, `${count(live)} live`),
+    shape("text", { x: h > 70 ? 14 : 74, y: h > 70 ? 61 : 44, class: waiting ? "small warn" : "small" }, `${count(waiting)} waiting`));
+}
+
+function node(worker, { x, y, w, h }) {
+  const tall = h > 50;
+  const dead = worker.state === "lost" || worker.state === "stuck";
+  const group = shape("g", { transform: `translate(${x} ${y})`, class: `node ${worker.role} ${worker.state}` });
+  const inside = w - 24;
+  const numbers = dead ? worker.state : worker.state === "serving" ? `${count(worker.running)} run · ${count(worker.waiting)} wait` : worker.state;
+  group.append(
+    shape("title", {}, `${worker.name}: ${worker.state}, ${percent(worker.kv_used)} of its KV in use`),
+    shape("rect", { width: w, height: h, rx: 9, class: "box" }),
+    shape("text", { x: 12, y: tall ? 22 : 18, class: "name" }, fitted(worker.name, inside - (tall ? 0 : 96))),
+    shape("text", { x: tall ? 12 : w - 12, y: tall ? 39 : 18, class: "small", "text-anchor": tall ? "start" : "end" }, numbers),
+    shape("rect", { x: 12, y: h - 13, width: inside, height: 5, rx: 2.5, class: "track" }));
+  if (!dead) {
+    group.append(
+      shape("rect", { x: 12, y: h - 13, width: inside * worker.kv_promised, height: 5, rx: 2.5, class: "promised" }),
+      shape("rect", { x: 12, y: h - 13, width: inside * worker.kv_used, height: 5, rx: 2.5, class: "used" }));
+    if (tall) group.append(shape("text", { x: w - 12, y: 39, class: "small", "text-anchor": "end" }, `${percent(worker.kv_used)} KV`));
+  }
+  return group;
+}
+
+/** A name cut in its middle: host names differ at both ends. */
+function fitted(name, width) {
+  const most = Math.max(6, Math.floor(width / 7.4));
+  if (name.length <= most) return name;
+  const half = (most - 1) / 2;
+  return `${name.slice(0, Math.ceil(half))}…${name.slice(-Math.floor(half))}`;
+}
+
+function told(snapshot, columns) {
+  const moving = snapshot.links.reduce((sum, link) => sum + link.moving, 0);
+  return `${columns.prefill.length} prefill and ${columns.decode.length} decode workers, ${snapshot.live_total} live requests, ${moving} with KV on its way`;
+}
