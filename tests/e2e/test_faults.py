@@ -112,4 +112,3 @@ async def test_a_bit_flipped_in_a_held_block_is_found_and_the_prompt_is_read_aga
             if name == "splitserve_kv_failed_total" and dict(labels)["reason"] == "checksum"
         }
         assert sum(failed.values()) == 1
-        await cluster.nothing_held()

@@ -51,7 +51,6 @@ async def test_streams_outlive_a_restart_of_nats(cluster: Cluster) -> None:
     async with AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         expected, heard = await streams_through(cluster, client, outage)
     assert [one.text for one in heard] == expected
-    await cluster.nothing_held()
 
 
 async def test_streams_do_not_notice_a_redis_that_is_gone_and_new_requests_are_served(cluster: Cluster) -> None:
@@ -90,4 +89,3 @@ async def test_without_nats_new_requests_are_refused_at_once_and_the_old_ones_en
             await asyncio.wait_for(stream, 40)
         cluster.nats.start()
         await cluster.everybody_ready()
-        await cluster.nothing_held()

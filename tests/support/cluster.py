@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,11 @@ class Cluster:
             await keys.aclose()
         assert not forever, f"Redis keys without expiry: {forever}"
 
+    def end_with_nothing_held(self) -> None:
+        """`nothing_held` for a test that has, or has not, a loop of its own."""
+        with ThreadPoolExecutor(1) as other_loop:
+            other_loop.submit(asyncio.run, self.nothing_held()).result()
+
 
 def short(name: str) -> str:
     """`decode-0` of `decode-<host>-<pid>-0`: on a bus that is not its own, `serve` makes its names unique."""
@@ -163,7 +169,8 @@ def short(name: str) -> str:
 def running(
     folder: Path, *flags: str, model: Path | str = "", wait: bool = True, **env: str
 ) -> Generator[Cluster, None, None]:
-    """`splitserve serve` with `flags` over own NATS and Redis; nothing of it is left afterwards, or the test fails."""
+    """`splitserve serve` with `flags` over own NATS and Redis; in the end nothing is held, and nothing of it is left
+    afterwards, or the test fails."""
     nats, redis = servers.nats(folder), servers.redis(folder)
     nats.start()
     redis.start()
@@ -177,6 +184,8 @@ def running(
         if wait:
             cluster.wait_ready()
         yield cluster
+        if cluster.url and process.poll() is None:
+            cluster.end_with_nothing_held()
     finally:
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         try:

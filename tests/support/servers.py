@@ -39,12 +39,13 @@ def binary(*names: str) -> str:
 
 @dataclass
 class Server:
-    """A child process that listens on `port`; `restart` takes the same port again."""
+    """A child process that listens on `port`; `start` after `kill` takes the same port again."""
 
     command: list[str]
     port: int
     url: str
     process: subprocess.Popen[bytes] | None = field(default=None)
+    monitor: int = 0  # NATS only: the port of its monitoring pages
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -76,12 +77,13 @@ class Server:
 
 
 def nats(folder: Path, *, max_payload: int = 8 << 20) -> Server:
-    port = free_port()
+    port, monitor = free_port(), free_port()
     config = folder / "nats.conf"
     config.write_text(
-        f"listen: 127.0.0.1:{port}\nmax_payload: {max_payload}\nping_interval: 5s\nping_max: 2\nwrite_deadline: 2s\n"
+        f"listen: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor}\nmax_payload: {max_payload}\n"
+        "ping_interval: 5s\nping_max: 2\nwrite_deadline: 2s\n"
     )
-    return Server([binary("nats-server"), "-c", str(config)], port, f"nats://127.0.0.1:{port}")
+    return Server([binary("nats-server"), "-c", str(config)], port, f"nats://127.0.0.1:{port}", monitor=monitor)
 
 
 def redis(folder: Path, *options: str) -> Server:

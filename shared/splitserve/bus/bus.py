@@ -178,6 +178,10 @@ class Bus:
         writer = getattr(self._client._transport, "_io_writer", None)  # pyright: ignore[reportPrivateUsage]
         if late and writer is not None:
             writer.transport.abort()
+        reconnecting = self._client._reconnection_task  # pyright: ignore[reportPrivateUsage]  # outlives nats-py's close
+        if reconnecting is not None and not reconnecting.done():
+            reconnecting.cancel()
+            await asyncio.wait({reconnecting}, timeout=CLOSE_S)
 
     def _checked(self, message: Message) -> tuple[bytes, dict[str, str] | None]:
         if not self._client.is_connected:
