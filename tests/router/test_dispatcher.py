@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,7 +15,7 @@ import pytest
 
 from splitserve.bus.bus import Bus
 from splitserve.config import RoutingSettings
-from splitserve.errors import BusUnavailable, NoWorkers, Overloaded
+from splitserve.errors import BusUnavailable, MessageTooLarge, NoWorkers, Overloaded, row_of
 from splitserve.protocol.messages import Accepted, Cancel, DecodeJob, FinAck, Message, Pong, TokenFrame, TokenRow
 from splitserve.protocol.params import SamplingParams
 from splitserve.protocol.states import FinishReason, RequestState
@@ -266,15 +267,16 @@ async def test_an_outage_of_the_bus_costs_a_pause_and_no_token(own_nats: Server)
         assert (ids, done.error) == (list(range(COUNT)), None)
 
 
-async def test_a_prompt_over_the_bus_limit_is_refused_with_both_sizes(tmp_path: Path) -> None:
+async def test_a_prompt_over_the_bus_limit_is_refused_with_413_and_both_sizes(tmp_path: Path) -> None:
     small = nats(tmp_path, max_payload=64 << 10)
     small.start()
     try:
         async with router(small.url) as stage, LittleWorker.on(small.url, stage.subjects, "d0"):
             await stage.knows("d0")
             _, _, done = await run(stage, submission(ids=20_000))
-            assert type(done.error).__name__ == "ContextTooLong"
-            assert "65536" in str(done.error)
+            assert isinstance(done.error, MessageTooLarge)
+            assert row_of(done.error).http_status == 413
+            assert re.search(r"DecodeJob of 80\d{3} bytes .* limit of 65536", done.error.message)
     finally:
         small.kill()
 

@@ -120,9 +120,10 @@ class Bus:
         reached = False
         if subject.startswith(self._beats):
             subject = self._all_beats
+        message = self._carried(message)
         for connection, handler in tuple(self._subscribers.get(subject, ())):
             reached = reached or connection.up
-            self._deliver(connection, handler, self._carried(message), reply_to)
+            self._deliver(connection, handler, message, reply_to)
         if not reached and reply_to is not None:
             connection, inbox = self._inboxes[reply_to]
             self._deliver(connection, inbox, NoAnswer.NO_RESPONDERS)

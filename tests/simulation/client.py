@@ -96,6 +96,6 @@ def stages_sum_to_the_whole(rid: str, done: Done) -> None:
 
 
 SUMS = {
-    "ttft": ("place", "reserve", "prefill_queue", "prefill", "other"),
+    "ttft": ("place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other"),
     "first_gap": ("handle", "decode_queue", "transfer", "first_step", "gap_other"),
 }

@@ -18,10 +18,10 @@ from splitserve.errors import (
     EngineFailed,
     LossBudgetSpent,
     NoWorkers,
-    Overloaded,
     SplitserveError,
 )
 from splitserve.router.records import Record
+from splitserve.router.refusals import WaitedTooLong
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -131,7 +131,7 @@ CAUSES: dict[type[SplitserveError], Callable[[Schedule, Client], bool]] = {
     NoWorkers: _decode_away,
     DeadlineExceeded: _out_of_time,
     LossBudgetSpent: _killed_too_many,
-    Overloaded: _long_in_queue,
+    WaitedTooLong: _long_in_queue,
 }
 
 

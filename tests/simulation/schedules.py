@@ -142,7 +142,7 @@ WEIGHTS = (
     "calm", "lossy", "deaths", "freezes", "outages", "tiny", "tiny", "race", "race", "mixed", "mixed", "few", "few",
     "crawl", "crawl", "poison",
 )  # fmt: skip
-RARE = 64  # one seed in so many is a long one: it costs ten others
+RARE = 64  # one seed in so many has long answers, and one in so many waits for tombstones: they cost ten others
 
 
 def _single(rng: Random) -> SingleFault:
@@ -171,5 +171,5 @@ def schedule_of(seed: int, profile: str | None = None) -> Schedule:
         clients=clients,
         events=_events(rng, cluster, clients, kind) if kind.fates else (),
         singles=tuple(faults),
-        long=rng.random() < 1 / 16,
+        long=rng.random() < 1 / RARE,
     )

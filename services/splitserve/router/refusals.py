@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitserve.errors import NoWorkers, Overloaded, RequestError, SplitserveError, Unavailable, row_of
+from splitserve.errors import MessageTooLarge, NoWorkers, Overloaded, RequestError, SplitserveError, Unavailable, row_of
 
 
 class TooManyRequests(Overloaded):
@@ -34,4 +34,4 @@ def refusal_reason(error: SplitserveError) -> str:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
-    return row_of(error).code if isinstance(error, RequestError | Overloaded) else ""
+    return row_of(error).code if isinstance(error, RequestError | Overloaded | MessageTooLarge) else ""

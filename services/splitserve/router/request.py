@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitserve.config import RoutingSettings
-from splitserve.errors import ContextTooLong, NoWorkers, SplitserveError, row_of
+from splitserve.errors import ContextTooLong, MessageTooLarge, NoWorkers, SplitserveError, row_of
 from splitserve.protocol.messages import FirstRow, KvReady, Refused, ResumeRow
 from splitserve.protocol.states import RefuseReason, RequestState, is_probe
 from splitserve.router.desk import Desk, Wait
@@ -18,7 +18,11 @@ from splitserve.router.stages import Stages
 from splitserve.router.transcript import Transcript
 
 LEAST_RETRY_S = 0.15
-FOR_GOOD = (RefuseReason.TOO_LONG, RefuseReason.MISMATCH)
+TOO_MUCH: dict[RefuseReason, type[SplitserveError]] = {
+    RefuseReason.TOO_LONG: ContextTooLong,
+    RefuseReason.TOO_LARGE: MessageTooLarge,
+}
+FOR_GOOD = {RefuseReason.MISMATCH, *TOO_MUCH}
 
 
 class Request:
@@ -44,7 +48,7 @@ class Request:
         self.decode_name = ""
         self._came_at = desk.now
         self._seq = 0
-        self._too_long = ""
+        self._too_much: SplitserveError | None = None
         self._desk = desk
 
     @property
@@ -159,12 +163,12 @@ class Request:
             worker.full_until = self._desk.now + retry_s
         if refused.reason in FOR_GOOD:
             self.wish.never[life[0]] = refused.message
-            if refused.reason is RefuseReason.TOO_LONG:
-                self._too_long = refused.message
+            if refused.reason in TOO_MUCH:
+                self._too_much = TOO_MUCH[refused.reason](refused.message)
 
     def hopeless(self, reason: str) -> SplitserveError:
         """The error when waiting does not help."""
-        return ContextTooLong(self._too_long) if self._too_long else NoWorkers(reason)
+        return self._too_much or NoWorkers(reason)
 
     def count(self, what: str) -> None:
         if not is_probe(self.rid):

@@ -25,7 +25,7 @@ class Limits:
     renew_s: float = 3.0
     release_timeout_s: float = 0.3
     release_tries: int = 3
-    frame_tokens: int = 4096  # of one frame; a longer resume is cut
+    frame_tokens: int = 1024  # of one frame; a longer resume is cut: with 20 logprobs a token that is 600 KB
 
 
 @dataclass(frozen=True, slots=True)

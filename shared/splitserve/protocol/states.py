@@ -78,5 +78,6 @@ class RefuseReason(StrEnum):
     STALE_ATTEMPT = "stale_attempt"
     DRAINING = "draining"
     TOO_LONG = "too_long"
+    TOO_LARGE = "too_large"  # the message is over the bus's limit: said by the asker's own shell, it was not sent
     UNKNOWN = "unknown"  # Amend or Resume of a request that this worker does not hold
     UNREADABLE = "unreadable"

@@ -153,8 +153,8 @@ class Shell:
     async def _ask(self, ask: Ask) -> None:
         try:
             answer = await self._bus.request(ask.subject, ask.message, ask.timeout_s)
-        except MessageTooLarge as error:  # no try will make it smaller: as if the worker had said so
-            self.put(Answered(ask.tag, Refused(RefuseReason.TOO_LONG, error.message)))
+        except MessageTooLarge as error:  # no try will make it smaller
+            self.put(Answered(ask.tag, Refused(RefuseReason.TOO_LARGE, error.message)))
         except NoResponders:
             self.put(Unanswered(ask.tag, NoAnswer.NO_RESPONDERS))
         except (RequestTimeout, ProtocolError):
