@@ -11,6 +11,7 @@ from splitserve.telemetry import buckets
 from splitserve.telemetry.families import Family, Kind, Series, families
 from splitserve.telemetry.legacy import LEGACY
 from splitserve.telemetry.metrics import OWNED
+from splitserve.telemetry.own import GAP_STAGES
 from support.metrics_watch import bucket_of, quantile_bucket, total
 from support.promtool import complaints
 from support.truth import FLEET, Part, Story, told
@@ -124,7 +125,8 @@ def test_workers_count_each_token_once_where_it_is_computed(story: Story, which:
     assert part.rose("vllm:prefix_cache_hits_total") == log.cached_tokens
     assert part.rose("vllm:iteration_tokens_total_sum") == computed + part.rose("splitserve_decode_tokens_total")
     first_tokens = sum(log.finished.values())
-    assert part.rose("splitserve_decode_tokens_total") == log.generation_tokens - first_tokens
+    ahead = part.rose("splitserve_decode_tokens_total") - (log.generation_tokens - first_tokens)
+    assert 0 <= ahead <= 4 * log.finished["stop"]  # the router finds a stop string when the worker is already further
     asked = part.rose("vllm:external_prefix_cache_queries_total")
     assert 0 < asked <= log.prompt_tokens
     assert part.rose("vllm:external_prefix_cache_hits_total") == asked
@@ -174,9 +176,10 @@ def test_the_stages_add_up_and_other_is_small(story: Story) -> None:
     def stages(*names: str) -> float:
         return sum(part.rose("splitserve_stage_seconds_sum", stage=name) for name in names)
 
-    ttft = stages("tokenise", "place", "reserve", "prefill_queue", "prefill", "other", "detokenise")
+    ttft = stages("tokenise", "place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other", "detokenise")
     assert ttft == pytest.approx(part.rose("vllm:time_to_first_token_seconds_sum"), rel=0.01)
-    gap = stages("handle", "decode_queue", "transfer", "first_step", "gap_other")
+    assert stages("other") < 0.05 * ttft
+    gap = stages(*GAP_STAGES)
     assert gap == pytest.approx(part.rose("splitserve_first_gap_seconds_sum"), rel=0.01)
 
 
