@@ -8,9 +8,21 @@ import pytest
 
 from splitserve.bus.bus import Bus, NoResponders, RequestTimeout
 from splitserve.errors import BusUnavailable, ConfigError, MessageTooLarge, NeverReady
-from splitserve.protocol.codec import decode
-from splitserve.protocol.messages import Cancel, FinAck, Message, Ping, Pong, Refused, Renew, RenewAnswer
+from splitserve.protocol.codec import decode, encode
+from splitserve.protocol.messages import (
+    Cancel,
+    FinAck,
+    Message,
+    Ping,
+    Pong,
+    Preempted,
+    Refused,
+    Release,
+    Renew,
+    RenewAnswer,
+)
 from splitserve.protocol.states import RefuseReason
+from splitserve.protocol.trace import TraceContext
 from support.servers import Server, free_port
 
 Connect = Callable[..., Awaitable[Bus]]
@@ -166,3 +178,34 @@ async def test_a_server_that_never_comes_is_one_clear_error() -> None:
 async def test_a_malformed_url_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="refuses"):
         await Bus.connect("nats://127.0.0.1:notaport", name="t", role="r", connect_timeout_s=1)
+
+
+async def test_a_trace_travels_in_the_headers_of_publish_request_and_answer(
+    shared_nats: Server, connect: Connect
+) -> None:
+    a, b = await connect(shared_nats.url), await connect(shared_nats.url)
+    trace = TraceContext(f"00-{'ab' * 16}-{'cd' * 8}-01", "vendor=1")
+    inbox = Inbox()
+    await b.subscribe("t.trace", inbox)
+    await b.flush(2)
+    await a.publish("t.trace", Cancel("r", 1, 1, 0, "x", trace))
+    assert (await inbox.next())[0] == Cancel("r", 1, 1, 0, "x", trace)
+    asking = asyncio.create_task(a.request("t.trace", Release("h", "t", trace), 5))
+    message, reply_to = await inbox.next()
+    assert message == Release("h", "t", trace)
+    await b.answer(reply_to or "", Preempted("r", "w", 1, trace))
+    assert await asking == Preempted("r", "w", 1, trace)
+
+
+async def test_a_malformed_trace_header_costs_its_message_nothing(shared_nats: Server, connect: Connect) -> None:
+    b = await connect(shared_nats.url)
+    inbox = Inbox()
+    await b.subscribe("t.trace.bad", inbox)
+    await b.flush(2)
+    raw = await nats_py.connect(shared_nats.url)
+    try:
+        headers = {"traceparent": "nonsense", "tracestate": "a=1", "other": "x"}
+        await raw.publish("t.trace.bad", encode(Cancel("r", 1, 1, 0, "x")), headers=headers)
+        assert (await inbox.next())[0] == Cancel("r", 1, 1, 0, "x")
+    finally:
+        await raw.close()

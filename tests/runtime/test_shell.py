@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from splitserve.protocol.effects import (
     Unanswered,
 )
 from splitserve.protocol.messages import Beat, Cancel, Message, Ping, Pong, TokenFrame
-from splitserve.runtime.shell import Shell
+from splitserve.runtime.shell import Shell, Watch
 from support.servers import Server
 from support.waiting import until
 
@@ -86,11 +86,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(url: str, faults: str = "") -> AsyncGenerator[Stage]:
+async def stage(url: str, faults: str = "", watch: Watch | None = None) -> AsyncGenerator[Stage]:
     bus = await Bus.connect(url, name="w", role="decode", connect_timeout_s=10)
     core, notes = Puppet(), list[str]()
     act: Callable[[Any], None] = lambda note: notes.append(note.text)  # noqa: E731
-    shell = Shell(core, bus, {Note: act}, Faults(faults))
+    shell = Shell(core, bus, {Note: act}, Faults(faults), watch)
     made = Stage(core, shell, bus, notes, asyncio.create_task(shell.run()))
     await bus.subscribe("t.w", shell.receive)
     await bus.receive_replies(shell.receive)
@@ -221,3 +221,17 @@ async def test_a_fault_drops_the_nth_frame(shared_nats: Server) -> None:
         made.do(*(Publish("t.w", frame(seq)) for seq in (1, 2, 3)), Publish("t.w", CANCEL))
         await until(lambda: any(event.message == CANCEL for event in made.core.heard(Received)), "the last message")
         assert [e.message.stream_seq for e in made.core.heard(Received) if isinstance(e.message, TokenFrame)] == [1, 3]
+
+
+async def test_who_looks_on_sees_each_event_with_its_commands_and_can_break_nothing(shared_nats: Server) -> None:
+    seen: list[tuple[object, Sequence[object]]] = []
+
+    def watch(event: object, commands: Sequence[object], now: float) -> None:
+        seen.append((event, commands))
+        raise RuntimeError("told to raise")
+
+    async with stage(shared_nats.url, watch=watch) as made:
+        made.do(Note("one"))
+        made.do(Note("two"))
+        await until(lambda: made.notes == ["one", "two"], "both commands")
+        assert seen[0] == (Do((Note("one"),)), [Note("one")])
