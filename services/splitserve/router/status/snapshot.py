@@ -14,13 +14,21 @@ from splitserve.router.core import RouterCore
 from splitserve.router.fleet import WEDGED_MS, Worker
 from splitserve.router.records import Record
 from splitserve.router.request import Request
-from splitserve.router.stages import GAP_PARTS, TTFT_PARTS
+from splitserve.router.stages import TTFT_PARTS
 from splitserve.router.status.recent import Recent
 
 VERSION = 1
 SHOWN = 40  # live requests, the oldest first
 RATE_S = 10
-BAR = (*TTFT_PARTS, "other", *GAP_PARTS, "gap_other")  # a request's time in the order in which it passes
+BAR = (
+    *TTFT_PARTS,
+    "other",
+    "handle",
+    "transfer",
+    "decode_queue",
+    "first_step",
+    "gap_other",
+)  # a request's time in the order in which it passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ class RequestView:
     workers_lost: int
     prompt_tokens: int
     completion_tokens: int
-    error: str
+    error: str  # wire code of a failed one
     seconds: float
     ended_s: float | None
     bar: tuple[tuple[str, float], ...]
@@ -227,7 +235,7 @@ def _ended(record: Record, ago: float) -> RequestView:
         workers_lost=record.losses,
         prompt_tokens=record.prompt_len,
         completion_tokens=record.n_out,
-        error=record.error,
+        error=record.error if record.state is RequestState.FAILED else "",
         seconds=round(record.stages["e2e"], 6),
         ended_s=round(ago, 1),
         bar=bar(record.stages),

@@ -16,9 +16,8 @@ export function flow(snapshot, width) {
     viewBox: `0 0 ${width} ${places.height}`, width, height: places.height, role: "img", "aria-label": told(snapshot, columns),
   });
   const lines = shape("g", { class: "lines" });
-  const reading = new Map(columns.prefill.map((worker) => [worker.name, worker.requests]));
   for (const worker of columns.prefill) {
-    lines.append(line(places.router, places.at.get(worker.name), "prefill", reading.get(worker.name), 0, places.narrow));
+    lines.append(line(places.router, places.at.get(worker.name), "prefill", worker.requests, 0, places.narrow));
   }
   for (const from of columns.prefill) {
     for (const to of columns.decode) {
@@ -26,9 +25,11 @@ export function flow(snapshot, width) {
       lines.append(line(places.at.get(from.name), places.at.get(to.name), "transfer", link?.requests ?? 0, link?.moving ?? 0, false));
     }
   }
-  if (!columns.prefill.length) {
-    for (const worker of columns.decode) {
-      lines.append(line(places.router, places.at.get(worker.name), "decode", worker.requests, 0, places.narrow));
+  for (const worker of columns.decode) {
+    const split = snapshot.links.filter((link) => link.decode === worker.name).reduce((sum, link) => sum + link.requests, 0);
+    const local = Math.max(0, worker.requests - split); // it reads these prompts itself
+    if (local || !columns.prefill.length) {
+      lines.append(line(places.router, places.at.get(worker.name), "decode", local, 0, places.narrow));
     }
   }
   picture.append(lines, router(snapshot, places.router));

@@ -5,6 +5,7 @@ import { flow } from "./flow.js";
 import { watch } from "./stream.js";
 import { legend, numbers, requestTable, workerTable } from "./tables.js";
 
+const SHORT = 15; // requests shown at first
 const KEY = "splitserve-api-key";
 const $ = (id) => document.getElementById(id);
 const nudge = new EventTarget();
@@ -14,6 +15,7 @@ const requests = requestTable($("requests"));
 let watching = null;
 let last = null;
 let contact = "";
+let everything = false;
 let known = null; // worker -> state, as last told
 
 legend($("legend"));
@@ -25,6 +27,11 @@ $("login-form").addEventListener("submit", (event) => {
   begin();
 });
 $("retry").addEventListener("click", () => nudge.dispatchEvent(new Event("now")));
+$("more").addEventListener("click", () => {
+  everything = !everything;
+  $("more").setAttribute("aria-expanded", `${everything}`);
+  if (last) listed(last);
+});
 document.addEventListener("visibilitychange", () => (document.hidden ? stop() : begin()));
 new ResizeObserver(() => last && draw(last)).observe($("flow"));
 begin();
@@ -84,8 +91,16 @@ function show(snapshot) {
   numbers($("numbers"), snapshot.load, snapshot.live_total);
   draw(snapshot);
   workers.show(snapshot.workers, "No worker was heard of yet. `splitserve prefill` and `splitserve decode` start one.");
-  requests.show([...snapshot.live, ...snapshot.recent], "No request yet.");
+  listed(snapshot);
   changes(snapshot.workers);
+}
+
+/** Live ones and the last few that ended, or all. */
+function listed({ live, recent }) {
+  const all = [...live, ...recent];
+  $("more").hidden = all.length <= SHORT;
+  say($("more"), everything ? "Show fewer" : `Show all ${all.length}`);
+  requests.show(everything ? all : all.slice(0, SHORT), "No request yet.");
 }
 
 function draw(snapshot) {

@@ -133,7 +133,7 @@ function shortened(id) {
 
 function stages(cell, request) {
   if (!cell.children.length) {
-    cell.append(element("details", {}, element("summary", {}, element("span", { class: "bar", "aria-hidden": "true" }), element("span", { class: "unseen" })), element("ol", { class: "durations" })));
+    cell.append(element("details", {}, element("summary", {}, element("span", { class: "bar", "aria-hidden": "true" }), element("span", { class: "unseen" })), element("ol", { class: "durations" }), element("p", { class: "key" }, request.id)));
   }
   const [summary, list] = cell.firstChild.children;
   const [bar, words] = summary.children;
