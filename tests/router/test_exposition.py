@@ -71,6 +71,12 @@ def test_series_without_an_engine_are_added_for_they_are_the_same_at_every_route
     assert found["http_request_size_bytes_count", ()] == 3
 
 
+def test_a_gauge_without_an_engine_is_a_share_and_shown_as_the_mean() -> None:
+    pages = [cut(f'# HELP old o\n# TYPE old gauge\nold{{m="x"}} {share}\n') for share in (0.25, 0.75, 0.5)]
+    assert samples(joined(pages)) == {("old", (("m", "x"),)): 0.5}
+    assert joined(pages[:1]) == pages[0]
+
+
 def test_a_family_that_is_still_empty_at_one_router_is_the_others() -> None:
     found = samples(joined([cut(page_of("r0")), cut(page_of("r1", rejected="queue_full"))]))
     assert found["vllm:admission_rejections_total", (("reason", "queue_full"),)] == 1

@@ -73,8 +73,8 @@ def added(family: Family, base: Values) -> Family:
 def joined(pages: Iterable[Page]) -> dict[str, Family]:
     """One page of many: each family once, in the order of first sight, with the samples of all.
 
-    The label `engine` keeps series apart. A family without it (HTTP's, rejections) has the same series at every router:
-    those are added. Where two builds disagree on a family's type, the first one's stands and the other is left out.
+    The label `engine` keeps series apart. A family without it (HTTP's, rejections, older names) has the same series in
+    many processes: counts are added, and of gauges, which are shares, the mean is shown. Where two builds disagree on a family's type, the first one's stands and the other is left out.
     """
     found: dict[str, list[Family]] = {}
     for page in pages:
@@ -91,9 +91,17 @@ def _joined(same: list[Family]) -> Family:
         return first
     apart = [family.samples for family in same if 'engine="' in family.samples]
     alike = [family for family in same if family.samples and 'engine="' not in family.samples]
+    return Family(first.name, first.kind, first.help, "".join([*apart, *([_merged(alike).samples] if alike else [])]))
+
+
+def _merged(alike: list[Family]) -> Family:
+    whole = alike[0]
     for family in alike[1:]:
-        alike[0] = added(alike[0], family.values())
-    return Family(first.name, first.kind, first.help, "".join([*apart, *(family.samples for family in alike[:1])]))
+        whole = added(whole, family.values())
+    if whole.kind != "gauge" or len(alike) == 1:
+        return whole
+    samples = "".join(f"{series} {floatToGoString(value / len(alike))}\n" for series, value in whole.values().items())
+    return Family(whole.name, whole.kind, whole.help, samples)
 
 
 def content_type(accept: str) -> str:
