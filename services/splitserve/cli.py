@@ -17,7 +17,15 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from splitserve.config import MIB, Group, RouterSettings, ServeProcessSettings, WorkerProcessSettings
+from splitserve.config import (
+    MIB,
+    Group,
+    HttpSettings,
+    RouterSettings,
+    ServeProcessSettings,
+    TopProcessSettings,
+    WorkerProcessSettings,
+)
 from splitserve.errors import ConfigError, StartupError, row_of
 from splitserve.telemetry.build import installed_version
 
@@ -41,6 +49,7 @@ class Command:
     settings: type[Any]  # a dataclass of groups
     service: str
     hidden: frozenset[str] = frozenset()  # fields that mean nothing here
+    positional: str = ""  # the field that may also be given without its flag
 
 
 COMMANDS = (
@@ -50,6 +59,7 @@ COMMANDS = (
         ServeProcessSettings,
         "splitserve.serve.service",
         frozenset({"name", "metrics_port", "kv_port", "kv_socket_dir"}),
+        positional="model",
     ),
     Command(
         "router",
@@ -59,6 +69,14 @@ COMMANDS = (
     ),
     Command("prefill", "a worker that reads prompts", WorkerProcessSettings, "splitserve.prefill.service"),
     Command("decode", "a worker that writes answers", WorkerProcessSettings, "splitserve.decode.service"),
+    Command(
+        "top",
+        "workers, load and requests of a running router, live",
+        TopProcessSettings,
+        "splitserve.top.service",
+        frozenset(HttpSettings.model_fields) - {"api_key"},
+        positional="url",
+    ),
 )
 
 
@@ -92,9 +110,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Command
     command: Command = given.pop("command")
     if unknown:
         raise ConfigError(_unknown(unknown[0], command))
-    model = given.pop("MODEL", None)
-    if model is not None and given.setdefault("model", model) != model:
-        raise ConfigError(f"two models: {model} and --model {given['model']}; give one")
+    name = command.positional
+    alone = given.pop(name.upper(), None)
+    if alone is not None and given.setdefault(name, alone) != alone:
+        raise ConfigError(f"two {name}s: {alone} and {_flag(name)} {given[name]}; give one")
     groups = {name: _read(group, given, environ) for name, group in _groups(command).items()}
     return command, command.settings(**groups)
 
@@ -140,15 +159,15 @@ def _parser() -> Parser:
         one = commands.add_parser(
             command.name,
             help=command.help,
-            usage=f"splitserve {command.name} {'[MODEL] ' if command.name == 'serve' else ''}[FLAGS]",
+            usage=f"splitserve {command.name} {f'[{command.positional.upper()}] ' if command.positional else ''}[FLAGS]",
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog="Each flag can be given as SPLITSERVE_<FLAG> in the environment; a flag wins.",
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
         one.set_defaults(command=command)
-        if command.name == "serve":
-            one.add_argument("MODEL", nargs="?", help="the same as --model")
+        if command.positional:
+            one.add_argument(command.positional.upper(), nargs="?", help=f"the same as {_flag(command.positional)}")
         for group in _groups(command).values():
             section = one.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
             for name, field in group.model_fields.items():

@@ -181,6 +181,14 @@ class ServeSettings(Group):
     start_timeout: float = Field(default=600.0, gt=0, description="seconds that the whole may take to become ready")
 
 
+class TopSettings(Group):
+    """`splitserve top`: whose status, and how often."""
+
+    url: str = Field(default="http://127.0.0.1:8000", description="the router")
+    interval: float = Field(default=1.0, ge=0.2, description="seconds between two looks")
+    once: bool = Field(default=False, description="print the status once and leave")
+
+
 class LogSettings(Group):
     """What is said, and how."""
 
@@ -211,6 +219,7 @@ GROUPS: tuple[type[Group], ...] = (
     RoutingSettings,
     WorkerSettings,
     ServeSettings,
+    TopSettings,
     LogSettings,
     TracingSettings,
 )
@@ -246,6 +255,14 @@ class WorkerProcessSettings:
     worker: WorkerSettings
     log: LogSettings
     tracing: TracingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TopProcessSettings:
+    """What `splitserve top` reads."""
+
+    top: TopSettings
+    http: HttpSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from splitserve.protocol.status import RouterView
 from splitserve.router.core import RouterCore
 from splitserve.router.records import Record
 from splitserve.router.status.feed import RecentObserver, StatusFeed
 from splitserve.router.status.recent import Recent
-from splitserve.router.status.snapshot import RouterView, snapshot
+from splitserve.router.status.snapshot import snapshot
 from splitserve.telemetry.build import installed_version
 
 

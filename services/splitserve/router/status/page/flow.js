@@ -16,22 +16,15 @@ export function flow(snapshot, width) {
     viewBox: `0 0 ${width} ${places.height}`, width, height: places.height, role: "img", "aria-label": told(snapshot, columns),
   });
   const lines = shape("g", { class: "lines" });
-  for (const worker of columns.prefill) {
-    lines.append(line(places.router, places.at.get(worker.name), "prefill", worker.requests, 0, places.narrow));
-  }
+  toPrefill(lines, columns.prefill, places);
   for (const from of columns.prefill) {
     for (const to of columns.decode) {
       const link = snapshot.links.find((one) => one.prefill === from.name && one.decode === to.name);
-      lines.append(line(places.at.get(from.name), places.at.get(to.name), "transfer", link?.requests ?? 0, link?.moving ?? 0, false));
+      const d = across(places.at.get(from.name), places.at.get(to.name));
+      lines.append(line(d, "transfer", link?.requests ?? 0, link?.moving ?? 0));
     }
   }
-  for (const worker of columns.decode) {
-    const split = snapshot.links.filter((link) => link.decode === worker.name).reduce((sum, link) => sum + link.requests, 0);
-    const local = Math.max(0, worker.requests - split); // it reads these prompts itself
-    if (local || !columns.prefill.length) {
-      lines.append(line(places.router, places.at.get(worker.name), "decode", local, 0, places.narrow));
-    }
-  }
+  toDecode(lines, snapshot, columns, places);
   picture.append(lines, router(snapshot, places.router));
   for (const role of ["prefill", "decode"]) {
     picture.append(heading(role, columns[role].length, places.columns[role]));
@@ -59,20 +52,51 @@ function placed(columns, width) {
     });
   }
   const router = narrow ? { x: (width - 190) / 2, y: 2, w: 190, h: 62 } : { x: 0, y: top + (bottom - top - GAP) / 2 - 38, w: 150, h: 76 };
-  return { narrow, at, router, columns: columnsAt, height: bottom };
+  return { narrow, at, router, columns: columnsAt, height: narrow ? bottom : bottom + 26 };
 }
 
-/** From one box to another; thin and pale when nothing goes there, moving while KV is on its way. */
-function line(from, to, phase, requests, moving, downwards) {
-  const width = requests ? Math.min(9, 1.5 + Math.sqrt(requests) * 1.4) : 1;
-  let d;
-  if (downwards) {
-    const x = from.x + from.w / 2, y = from.y + from.h, end = to.x + Math.min(24, to.w / 2);
-    d = `M${x} ${y}C${x} ${y + 30} ${end - 40} ${to.y - 30} ${end - 12} ${to.y + to.h / 2}L${to.x} ${to.y + to.h / 2}`;
-  } else {
-    const x = from.x + from.w, y = from.y + from.h / 2, end = to.y + to.h / 2, half = (to.x - x) / 2;
-    d = `M${x} ${y}C${x + half} ${y} ${to.x - half} ${end} ${to.x} ${end}`;
+/** What prefill workers read, or are asked to read. On a phone the column gets one line. */
+function toPrefill(lines, workers, { at, router, narrow, columns }) {
+  if (!workers.length) return;
+  if (narrow) {
+    const requests = workers.reduce((sum, worker) => sum + worker.requests, 0);
+    lines.append(line(down(router, columns.prefill, 0.35), "prefill", requests));
+    return;
   }
+  for (const worker of workers) lines.append(line(across(router, at.get(worker.name)), "prefill", worker.requests));
+}
+
+/** Prompts that decode workers read themselves: round the prefill column. */
+function toDecode(lines, snapshot, { decode }, { router, narrow, columns, height }) {
+  if (!decode.length) return;
+  const names = new Set(decode.map((worker) => worker.name));
+  const split = snapshot.links.filter((link) => names.has(link.decode)).reduce((sum, link) => sum + link.requests, 0);
+  const local = Math.max(0, decode.reduce((sum, worker) => sum + worker.requests, 0) - split);
+  if (narrow) {
+    lines.append(line(down(router, columns.decode, 0.65), "decode", local));
+    return;
+  }
+  const x = router.x + router.w / 2, y = height - 18, to = columns.decode.x + 40;
+  lines.append(line(`M${x} ${router.y + router.h}C${x} ${y} ${x + 20} ${y} ${x + 60} ${y}H${to - 40}Q${to} ${y} ${to} ${y - 16}`, "decode", local));
+  if (local) {
+    const words = `${count(local)} read where ${local === 1 ? "it decodes" : "they decode"}`;
+    lines.append(shape("text", { x: x + 64, y: y - 8, class: "heading decode" }, words));
+  }
+}
+
+function across(from, to) {
+  const x = from.x + from.w, y = from.y + from.h / 2, end = to.y + to.h / 2, half = (to.x - x) / 2;
+  return `M${x} ${y}C${x + half} ${y} ${to.x - half} ${end} ${to.x} ${end}`;
+}
+
+function down(router, column, share) {
+  const x = router.x + router.w * share, y = router.y + router.h, end = column.x + column.w / 2, to = column.y + 10;
+  return `M${x} ${y}C${x} ${y + 28} ${end} ${to - 28} ${end} ${to}`;
+}
+
+/** Thin and pale when nothing goes there, moving while KV is on its way. */
+function line(d, phase, requests, moving = 0) {
+  const width = requests ? Math.min(9, 1.5 + Math.sqrt(requests) * 1.4) : 1;
   const classes = `line ${phase}${requests ? " used" : ""}${moving ? " moving" : ""}`;
   return shape("path", { d, class: classes, "stroke-width": width });
 }
@@ -107,7 +131,7 @@ function node(worker, { x, y, w, h }) {
     group.append(
       shape("rect", { x: 12, y: h - 13, width: inside * worker.kv_promised, height: 5, rx: 2.5, class: "promised" }),
       shape("rect", { x: 12, y: h - 13, width: inside * worker.kv_used, height: 5, rx: 2.5, class: "used" }));
-    if (tall) group.append(shape("text", { x: w - 12, y: 39, class: "small", "text-anchor": "end" }, `${percent(worker.kv_used)} KV`));
+    if (tall && w > 190) group.append(shape("text", { x: w - 12, y: 39, class: "small", "text-anchor": "end" }, `${percent(worker.kv_used)} KV`));
   }
   return group;
 }

@@ -17,7 +17,7 @@ export function numbers(list, load, total) {
     ["inter-token latency", duration(load.inter_token_s), "median, last minute"],
     ["live requests", count(total), stateText(load.states)],
     ["waiting for a worker", count(load.waiting), `${count(load.waiting_tokens)} prompt tokens`],
-    ["ended in the last minute", count(ended.finished), `finished · ${count(ended.cancelled)} cancelled · ${count(ended.failed)} failed`],
+    ["finished, last minute", count(ended.finished), `${count(ended.cancelled)} cancelled · ${count(ended.failed)} failed`],
   ];
   tiles.forEach(([name, value, note], n) => {
     const tile = list.children[n] ?? list.appendChild(element("div", {}, element("dt"), element("dd", { class: "value" }), element("dd", { class: "note muted" })));

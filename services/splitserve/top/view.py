@@ -1,0 +1,129 @@
+"""A snapshot as text for a terminal. Pure: snapshot in, renderables out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from splitserve.protocol.states import Role
+from splitserve.protocol.status import RequestView, RouterView, Snapshot, WorkerView
+from splitserve.top.words import age, duration, share
+
+BAR = 12  # cells
+STAGES = 24
+REQUESTS = 12  # rows, unless the terminal is lower
+COLOURS = {
+    "place": "bright_black", "reserve": "blue", "prefill_queue": "dark_goldenrod", "prefill": "yellow",
+    "handle": "medium_purple", "transfer": "magenta", "decode_queue": "dark_cyan", "first_step": "dark_cyan",
+    "decode": "cyan",
+}  # fmt: skip
+BAD = frozenset({"lost", "stuck", "failed"})
+WORRYING = frozenset({"suspect", "draining", "starting"})
+
+
+def view(snapshot: Snapshot, rows: int = REQUESTS) -> RenderableType:
+    """The whole screen; `rows` requests at most."""
+    requests = [*snapshot.live, *snapshot.recent]
+    return Group(
+        _head(snapshot.router),
+        _load(snapshot),
+        Text(),
+        _workers(snapshot.workers, Role.PREFILL),
+        Text(),
+        _workers(snapshot.workers, Role.DECODE),
+        Text(),
+        _requests(requests[:rows], len(requests)),
+    )
+
+
+def _head(router: RouterView) -> Text:
+    troubles = [
+        text
+        for is_so, text in (
+            (bool(router.why_not_ready), f"not ready: {router.why_not_ready}"),
+            (not router.bus_up, "the bus is away"),
+            (router.degraded, "Redis is away"),
+        )
+        if is_so
+    ]
+    text = Text.assemble((router.name, "bold"), f"  {router.model}  up {age(router.up_s)}  ")
+    return text.append("; ".join(troubles) or "ready", "yellow" if troubles else "green")
+
+
+def _load(snapshot: Snapshot) -> Text:
+    load = snapshot.load
+    states = ", ".join(f"{count} {state}" for state, count in load.states.items() if count) or "no live request"
+    ended = ", ".join(f"{count} {state}" for state, count in load.outcomes.items())
+    return Text.assemble(
+        (f"{load.tokens_per_s:.1f}", "bold"), " tokens/s   TTFT ", (duration(load.ttft_s), "bold"),
+        "   inter-token ", (duration(load.inter_token_s), "bold"), " (medians of the last minute)\n",
+        f"{states}; {load.waiting} wait for a worker with {load.waiting_tokens} prompt tokens; last minute: {ended}",
+    )  # fmt: skip
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+    for column in columns:
+        right = column in ("running", "waiting", "to read", "step", "known for", "attempts", "tokens", "time", "ended")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _workers(workers: Iterable[WorkerView], role: Role) -> RenderableType:
+    of_role = [worker for worker in workers if worker.role == role]
+    if not of_role:
+        return Text(f"no {role} worker", "dim")
+    colour = "yellow" if role is Role.PREFILL else "cyan"
+    table = _table(role, "state", "running", "waiting", "to read", "KV in use", "step", "known for")
+    for worker in of_role:
+        full, empty = share(worker.kv_used, BAR)
+        silent = f", silent {age(worker.silent_s)}" if worker.state in ("lost", "stuck", "suspect") else ""
+        table.add_row(
+            Text(worker.name, colour),
+            Text(f"{worker.state}{silent}", _tone(worker.state)),
+            str(worker.running),
+            str(worker.waiting),
+            str(worker.queued_tokens),
+            Text.assemble((full, colour), (empty, "bright_black"), f" {worker.kv_used:4.0%}"),
+            duration(worker.step_age_s) if worker.step_age_s else "idle",
+            age(worker.since_s),
+        )
+    return table
+
+
+def _requests(requests: list[RequestView], total: int) -> RenderableType:
+    if not requests:
+        return Text("no request yet", "dim")
+    table = _table(f"request (of {total})", "state", "workers", "attempts", "tokens", "time", "ended", "stages")
+    for request in requests:
+        table.add_row(
+            request.id[:18],
+            Text(f"{request.state} {request.error}".strip(), _tone(request.state)),
+            " → ".join(name for name in (request.prefill, request.decode) if name) or "–",
+            f"{request.attempts_prefill}+{request.attempts_decode}",
+            f"{request.prompt_tokens}→{request.completion_tokens}",
+            duration(request.seconds),
+            "lives" if request.ended_s is None else f"{age(request.ended_s)} ago",
+            _stages(request),
+        )
+    return table
+
+
+def _stages(request: RequestView) -> Text:
+    """The bar, and the longest stage by name: colours alone tell not everybody."""
+    total = sum(seconds for _, seconds in request.bar) or 1.0
+    text, cells, passed = Text(), 0, 0.0
+    for name, seconds in request.bar:
+        passed += seconds
+        end = round(passed / total * STAGES)
+        text.append("━" * (end - cells), COLOURS.get(name, "bright_black"))
+        cells = end
+    name, seconds = max(request.bar, key=lambda part: part[1])
+    return text.append(f" {name} {duration(seconds)}", "dim")
+
+
+def _tone(state: str) -> str:
+    return "red" if state in BAD else "yellow" if state in WORRYING else ""
