@@ -12,7 +12,7 @@ from typing import Any
 
 from splitserve.config import RoutingSettings
 from splitserve.errors import BusUnavailable, NoWorkers, SplitserveError
-from splitserve.protocol.effects import Answered, BusDown, BusUp, NoAnswer, Received, Tick, Unanswered
+from splitserve.protocol.effects import Answered, BusDown, BusUp, Received, Tick, Unanswered
 from splitserve.protocol.messages import (
     Beat,
     Digest,
@@ -27,28 +27,23 @@ from splitserve.protocol.messages import (
 from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.router import admission, digests
-from splitserve.router.chores import Chores, FinAckTimer, ReleaseTag, RenewTimer, ResumeTag
+from splitserve.router.chores import Chores, FinAckTimer, RenewTimer
 from splitserve.router.desk import Desk, LifeTimer, Queue
 from splitserve.router.effects import Deliver, Leave, RouterCommand, RouterEvent, Stop, Submit
-from splitserve.router.fleet import Fleet, Life, Worker
+from splitserve.router.fleet import Fleet, Worker
 from splitserve.router.generation import Done, Submission
 from splitserve.router.inbox import Inbox
-from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
 from splitserve.router.lives import Lives
 from splitserve.router.outbox import Outbox
 from splitserve.router.patience import due
+from splitserve.router.replies import PingTag, Replies
 from splitserve.router.rules import Rules
 from splitserve.router.scout import Scout
 
 PING_S = 0.3
 SERVE_AGAIN_S = 0.1  # the queue is looked at again while somebody waits
 BUS_AWAY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class PingTag:
-    life: Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +83,11 @@ class RouterCore:
             queue=Queue(),
         )
         self._lives = Lives(self._desk)
+        self._replies = Replies(self._lives, self._desk)
         self._routes: dict[type, Callable[[Any], None]] = {
             Received: self._received,
-            Answered: self._answered,
-            Unanswered: self._unanswered,
+            Answered: self._replies.answered,
+            Unanswered: self._replies.unanswered,
             Tick: self._tick,
             BusDown: self._bus_down,
             BusUp: self._bus_up,
@@ -210,7 +206,7 @@ class RouterCore:
             route(event.message)
 
     def _beat(self, beat: Beat) -> None:
-        self._lost(self._fleet.on_beat(beat, self._out.now))
+        self._lives.lose_worker(self._fleet.on_beat(beat, self._out.now))
         if beat.role != Role.ROUTER and len(self._desk.queue):
             self._desk.queue.serve = True
 
@@ -253,54 +249,6 @@ class RouterCore:
         self._fleet.heard(worker, self._out.now)
         digests.reconcile(digest, self._lives, self._desk)
 
-    # --- answers ---
-
-    def _answered(self, event: Answered) -> None:
-        tag = event.tag
-        if isinstance(tag, JobTag):
-            self._fleet.heard(self._lives.asked_worker(tag), self._out.now)
-            prefill = tag.kind is JobKind.PREFILL
-            self._lives.act(
-                tag.rid,
-                lambda life: (life.prefill_answered if prefill else life.decode_answered)(tag, event.message),
-            )
-        elif isinstance(tag, PingTag):
-            self._fleet.pinged(tag.life, answered=True, gone=False, now=self._out.now)
-        elif isinstance(tag, ResumeTag):
-            self._fleet.heard(tag.life, self._out.now)
-            self._lives.unknown(tag.life, self._desk.chores.resume_ended(tag, event.message))
-
-    def _unanswered(self, event: Unanswered) -> None:
-        tag, why = event.tag, event.why
-        gone = why is NoAnswer.NO_RESPONDERS
-        if isinstance(tag, JobTag):
-            if gone:
-                self._lost(self._fleet.no_responders(self._lives.asked_worker(tag), self._out.now))
-            prefill = tag.kind is JobKind.PREFILL
-            self._lives.act(
-                tag.rid, lambda life: (life.prefill_unanswered if prefill else life.decode_unanswered)(tag, why)
-            )
-        elif isinstance(tag, PingTag):
-            self._lost(self._fleet.pinged(tag.life, answered=False, gone=gone, now=self._out.now))
-        elif isinstance(tag, ResumeTag):
-            if gone:
-                self._lost(self._fleet.no_responders(tag.life, self._out.now))
-            self._desk.chores.resume_ended(tag, None)
-        elif isinstance(tag, ReleaseTag):
-            self._desk.chores.release_unanswered(tag, why)
-
-    # --- workers ---
-
-    def _lost(self, worker: Life | None) -> None:
-        """A worker's life is over: its requests go on elsewhere."""
-        if worker is None:
-            return
-        self._out.counts["worker_lost"] += 1
-        self._desk.chores.forget(worker)
-        if self._fleet.in_life(worker) is None:
-            self._desk.inbox.forget(worker)
-        self._lives.lose_worker(worker)
-
     # --- our own bus ---
 
     def _bus_down(self, _: BusDown) -> None:
@@ -338,7 +286,7 @@ class RouterCore:
         """The end of every event."""
         ping, lost = self._fleet.judge(self._out.now)
         for worker in lost:
-            self._lost(worker)
+            self._lives.lose_worker(worker)
         if self._desk.bus_down:
             return
         for worker in ping:

@@ -2,30 +2,31 @@
 
 Each public method is an event of the state table, with its guard: a message of an attempt that is not the current one
 changes nothing. `da` and `pa` number attempts; a number names one content for ever, so whatever changes takes a new one.
+What workers answer comes through `replies`, what is late through `patience`, what was lost through `digests`;
+`delivery` and `endings` do what follows for the client, `courier` what follows for the workers.
 """
 
 from __future__ import annotations
 
 from splitserve.errors import (
-    EngineFailed,
     LossBudgetSpent,
-    RequestFailed,
     SplitserveError,
 )
 from splitserve.protocol.effects import NoAnswer
-from splitserve.protocol.messages import Accepted, KvFailed, KvLoaded, KvReady, Message, Refused, TokenRow
+from splitserve.protocol.messages import KvFailed, KvLoaded, KvReady, Refused, TokenRow
 from splitserve.protocol.states import FailReason, FinishReason, RequestState
 from splitserve.router.courier import Courier
+from splitserve.router.delivery import Delivery
 from splitserve.router.desk import Desk, Wait
+from splitserve.router.endings import Endings
 from splitserve.router.fleet import Life
-from splitserve.router.generation import Done, Finished, Submission
-from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, JobTag, PrefillLeg, prefill_leg
+from splitserve.router.generation import Submission
+from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, PrefillLeg, prefill_leg
 from splitserve.router.placement import NotPlaced, Split
 from splitserve.router.request import LEAST_RETRY_S, Request
 
 PROGRESS_S = 2.0
 FORWARD_S = 0.3
-AGAIN_S = 0.1
 ELSEWHERE_S = 2.0  # a prefill worker that failed this request is not asked again for it before
 LOSS_BUDGET = 8  # of accepted decode workers
 PREFILL_LOSSES = 3  # then decode reads the prompt itself
@@ -40,6 +41,8 @@ class Lifecycle:
         self.request = Request(submission, desk)
         self._desk = desk
         self._courier = Courier(submission, desk)
+        self._endings = Endings(self.request, self._courier, desk)
+        self._delivery = Delivery(self.request, self._endings, desk)
         self.request.timer(Wait.DEADLINE, submission.timeout_s)
         self.request.wait()
         self.request.save()
@@ -83,28 +86,6 @@ class Lifecycle:
         r.count(f"placed|{'split' if found.prefill else 'local'}|{found.why}")
         return found.decode, found.prefill or ""
 
-    def decode_answered(self, tag: JobTag, answer: Message) -> None:
-        leg = self.request.decode
-        if leg is None or leg.da != tag.number:
-            return
-        if isinstance(answer, Accepted):
-            self.decode_accepted(leg)
-        elif isinstance(answer, Refused):
-            if not leg.held:
-                self.request.note_refusal(leg.life, answer)
-            self.lose_decode(f"refused: {answer.reason}", cancel=False)
-
-    def decode_unanswered(self, tag: JobTag, why: NoAnswer) -> None:
-        """Time-out: cancel this number and ask elsewhere under the next; an Amend is first tried again as it is."""
-        leg = self.request.decode
-        if leg is None or leg.tag != tag or leg.accepted or self._pauses(why):
-            return
-        if tag.kind is JobKind.AMEND and leg.tries < AMEND_TRIES and why is NoAnswer.TIMEOUT:
-            self._courier.ask_decode_again(leg)
-            return
-        self.request.exclude(leg.life[0], LEAST_RETRY_S)
-        self.lose_decode("no answer", cancel=self._desk.rules.cancel_unanswered)
-
     def decode_accepted(self, leg: DecodeLeg) -> None:
         """By its answer, or by anything that it could not say without having accepted."""
         r = self.request
@@ -126,6 +107,19 @@ class Lifecycle:
             self._ask_prefill(r.prefill, leg)
         r.save()
 
+    def decode_refused(self, leg: DecodeLeg, answer: Refused) -> None:
+        if not leg.held:
+            self.request.note_refusal(leg.life, answer)
+        self.lose_decode(f"refused: {answer.reason}", cancel=False)
+
+    def decode_silent(self, leg: DecodeLeg, why: NoAnswer) -> None:
+        """Cancel this number and ask elsewhere under the next; an Amend is first tried again as it is."""
+        if leg.tag.kind is JobKind.AMEND and leg.tries < AMEND_TRIES and why is NoAnswer.TIMEOUT:
+            self._courier.ask_decode_again(leg)
+            return
+        self.request.exclude(leg.life[0], LEAST_RETRY_S)
+        self.lose_decode("no answer", cancel=self._desk.rules.cancel_unanswered)
+
     # --- decode lost: another one, the prefill kept if there is one ---
 
     def lose_decode(self, cause: str, *, cancel: bool = True, counts: bool = True) -> None:
@@ -146,7 +140,7 @@ class Lifecycle:
                 )
                 return
         if r.prefill is not None and r.prefill.job is None:
-            self._drop_prefill("not asked yet")
+            self._endings.drop_prefill("not asked yet")
         if r.state is S.DECODING:
             r.to(S.PREFILLING)
         r.wait()
@@ -177,22 +171,6 @@ class Lifecycle:
         if worker is not None:
             self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
 
-    def prefill_answered(self, tag: JobTag, answer: Message) -> None:
-        leg = self.request.prefill
-        if leg is None or leg.pa != tag.number or self.request.kv is not None:
-            return
-        if isinstance(answer, Accepted):
-            self.prefill_accepted(leg)
-        elif isinstance(answer, Refused):
-            self.request.note_refusal(leg.life, answer)
-            self._replace_prefill(f"refused: {answer.reason}", lost=False)
-
-    def prefill_unanswered(self, tag: JobTag, why: NoAnswer) -> None:
-        leg = self.request.prefill
-        if leg is None or leg.tag(self.request.rid) != tag or leg.accepted or self._pauses(why):
-            return
-        self.lose_prefill("no answer")
-
     def prefill_accepted(self, leg: PrefillLeg) -> None:
         if leg.accepted:
             return
@@ -200,6 +178,10 @@ class Lifecycle:
         self.request.remember_prefix(leg.life)
         self.prefill_progress()
         self.request.to(S.PREFILLING)
+
+    def prefill_refused(self, leg: PrefillLeg, answer: Refused) -> None:
+        self.request.note_refusal(leg.life, answer)
+        self._replace_prefill(f"refused: {answer.reason}", lost=False)
 
     def prefill_progress(self) -> None:
         """It works: another 2 s for the next sign."""
@@ -233,7 +215,7 @@ class Lifecycle:
         r.prefill_losses += lost
         r.wish.local = r.prefill_losses >= PREFILL_LOSSES and self._desk.rules.prefill_losses
         fingerprint = r.prefill.fingerprint if r.prefill else ""
-        self._drop_prefill(cause)
+        self._endings.drop_prefill(cause)
         if r.state is S.TRANSFERRING:
             r.to(S.PREFILLING)
         if decode is None:
@@ -282,7 +264,7 @@ class Lifecycle:
                 continue  # n > 1, read again: a token and an end that are not those delivered
             finish = FinishReason(message.finishes[choice]) if message.finishes else FinishReason.RUNNING
             logprobs = message.logprobs[choice : choice + 1]
-            self._take(choice, TokenRow(0, r.da, message.index, (token,), finish, None, logprobs))
+            self._delivery.take(choice, TokenRow(0, r.da, message.index, (token,), finish, None, logprobs))
         return True
 
     def forward(self) -> None:
@@ -301,7 +283,7 @@ class Lifecycle:
     def loaded(self) -> None:
         """Decode has the blocks; it releases the handle itself."""
         if self.request.prefill is not None:
-            self._drop_prefill("loaded", end=False)
+            self._endings.drop_prefill("loaded", end=False)
             self.request.to(S.DECODING)
 
     # --- decoding ---
@@ -317,74 +299,22 @@ class Lifecycle:
         if r.transcript.ends[choice] is not None:  # it did not hear that this answer is over
             self._desk.chores.fin_ack(leg.life, leg.slot + choice)
             return
-        self._take(choice, row)
+        self._delivery.take(choice, row)
         if r.live and r.transcript.behind and self._desk.rules.resume_gaps:
             self._desk.chores.gap(leg.life, r.rid)
 
-    def _take(self, choice: int, row: TokenRow) -> None:
-        """Append what is new of a row, deliver it, and end with the last answer."""
-        r = self.request
-        if not r.live:
-            return
-        if row.finish is FinishReason.ERROR:
-            self.fail(EngineFailed(f"a worker's engine failed under request {r.rid}; its log has the traceback"))
-            return
-        events = r.transcript.append(choice, row.first_index, row.ids, row.logprobs, row.finish)
-        r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
-        for event in events:
-            r.deliver(event)
-        if any(isinstance(event, Finished) for event in events):
-            self._answer_ended(choice, by_us=False)
-
     def stop(self, choice: int) -> None:
         """A stop string was met."""
-        r = self.request
-        if 0 <= choice < r.transcript.n and r.transcript.stop(choice):
-            r.deliver(Finished(choice, FinishReason.STOP))
-            self._answer_ended(choice, by_us=True)
-
-    def _answer_ended(self, choice: int, *, by_us: bool) -> None:
-        """FinAck for what decode ended itself, and (it means "forget it") for one of several that we end; else Cancel."""
-        r, leg = self.request, self.request.decode
-        last = r.transcript.closed
-        cancel = last and (by_us or r.state is not S.DECODING)
-        if leg is not None and leg.held and not cancel:
-            self._desk.chores.fin_ack(leg.life, leg.slot + choice)
-            if by_us:
-                self._desk.chores.send_fin_acks(leg.life)
-        if last:
-            self._end(S.FINISHED, None, cancel=cancel)
+        self._delivery.stop(choice)
 
     # --- ends ---
 
     def leave(self) -> None:
-        self._end(S.CANCELLED, RequestFailed("the client left"), cancel=True)
+        """The client is gone."""
+        self._endings.leave()
 
     def fail(self, error: SplitserveError) -> None:
-        self._end(S.FAILED, error, cancel=True)
-
-    def _end(self, state: RequestState, error: SplitserveError | None, *, cancel: bool) -> None:
-        """The one terminal event, to client and store; both workers let go."""
-        r = self.request
-        if not r.live:
-            return
-        if r.decode is not None:
-            self._courier.drop_decode(r.decode, str(state), cancel=cancel)
-        if r.prefill is not None:
-            self._drop_prefill(str(state))
-        r.to(state, error)
-        r.deliver(Done(error, r.cached_tokens or 0, r.stages.seconds(self._desk.now), r.preemptions))
-        r.waits_no_more()
-        for wait in Wait:
-            self._desk.no_timer(r.rid, wait)
-
-    def _drop_prefill(self, cause: str, *, end: bool = True) -> None:
-        r = self.request
-        if r.prefill is not None:
-            self._courier.drop_prefill(r.prefill, r.kv, cause, end=end)
-        r.prefill = r.kv = None
-        self._desk.no_timer(r.rid, Wait.PROGRESS)
-        self._desk.no_timer(r.rid, Wait.FORWARD)
+        self._endings.fail(error)
 
     # --- outages (other waits: `patience`) ---
 
@@ -398,12 +328,3 @@ class Lifecycle:
                 self.lose_decode("outage", cancel=False)
         if prefill is not None and prefill.job is not None and not prefill.accepted:
             self._courier.ask_prefill_again(prefill)
-
-    def _pauses(self, why: NoAnswer) -> bool:
-        """Our bus is to blame: not an answer, asked again when it is back."""
-        if self._desk.bus_down:
-            return True
-        blame = why is NoAnswer.DISCONNECTED or (why is NoAnswer.NO_RESPONDERS and self._desk.bus_sick)
-        if blame:
-            self.request.timer(Wait.AGAIN, AGAIN_S)
-        return blame

@@ -76,8 +76,15 @@ class Lives:
 
     # --- a worker's ---
 
-    def lose_worker(self, worker: Life) -> None:
-        """A worker's life is over: its requests go on elsewhere."""
+    def lose_worker(self, worker: Life | None) -> None:
+        """A worker's life is over, if there is one: its requests go on elsewhere."""
+        if worker is None:
+            return
+        desk = self._desk
+        desk.outbox.counts["worker_lost"] += 1
+        desk.chores.forget(worker)
+        if desk.fleet.in_life(worker) is None:
+            desk.inbox.forget(worker)
         for life in self:
             prefill, decode = life.request.prefill, life.request.decode
             if prefill is not None and prefill.life == worker:
