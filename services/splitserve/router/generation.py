@@ -31,6 +31,7 @@ class Submission:
     split: str = ""  # overrides --split for this one (the readiness probe forces "always")
     created: float = 0.0  # wall clock, for the record only
     client_request_id: str = ""  # X-Request-Id as sent; an attribute, never a key
+    tokenise_s: float = 0.0  # what the endpoint spent on making ids of it
     trace: TraceContext = NO_TRACE  # what its messages to workers carry
 
 

@@ -39,6 +39,8 @@ class Lifecycle:
 
     def __init__(self, submission: Submission, desk: Desk) -> None:
         self.request = Request(submission, desk)
+        if submission.tokenise_s:
+            self.request.stages.tokenised(submission.tokenise_s)
         self._desk = desk
         self._courier = Courier(submission, desk)
         self._endings = Endings(self.request, self._courier, desk)
@@ -167,6 +169,7 @@ class Lifecycle:
         r = self.request
         r.prefill_name = leg.life[0]
         self._courier.ask_prefill(leg, decode)
+        r.stages.prefill_asked(self._desk.now)
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
             self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
@@ -252,6 +255,7 @@ class Lifecycle:
             return True
         self.prefill_accepted(leg)
         r.kv = message
+        r.stages.prefill_told(self._desk.now, message.durations.queue_s + message.durations.prefill_s)
         r.prefilled(leg, message)
         self._desk.no_timer(r.rid, Wait.PROGRESS)
         r.to(S.TRANSFERRING)

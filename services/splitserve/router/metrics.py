@@ -9,7 +9,7 @@ from splitserve.protocol.states import Role
 from splitserve.router.http_metrics import HttpMetrics
 from splitserve.router.observe import HttpAnswer, RequestEnd
 from splitserve.router.refusals import AT_THE_DOOR, refusal_reason
-from splitserve.router.stages import GAP_PARTS, TTFT_PARTS
+from splitserve.router.stages import breakdown, gap_breakdown
 from splitserve.telemetry.metrics import Metrics
 from splitserve.telemetry.own import GAP_STAGES, TTFT_STAGES
 
@@ -173,15 +173,19 @@ class StageMetrics:
     def end(self, end: RequestEnd, tokenise_s: float) -> None:
         if end.first_token_s is None or not end.stages:
             return
-        first = min(end.stages, key=lambda stages: stages.get("ttft", float("inf")))  # whose token came first
-        told = {part: first.get(part, 0.0) for part in TTFT_PARTS}
-        other = end.first_token_s - tokenise_s - sum(told.values())
-        self._observe({**told, "tokenise": tokenise_s, "detokenise": end.detokenise_s, "other": max(0.0, other)})
+        self._observe(
+            breakdown(
+                end.stages,
+                tokenise_s=tokenise_s,
+                detokenise_s=end.detokenise_s,
+                first_token_s=end.first_token_s,
+            )
+        )
         for stages in end.stages:
-            if "first_gap" in stages and "transfer" in stages:
+            gap = gap_breakdown(stages)
+            if gap:
                 self._first_gap(stages["first_gap"])
-                parts = {part: stages.get(part, 0.0) for part in GAP_PARTS}
-                self._observe({**parts, "gap_other": max(0.0, stages["gap_other"])})
+                self._observe(gap)
 
     def _observe(self, stages: Mapping[str, float]) -> None:
         for stage, seconds in stages.items():

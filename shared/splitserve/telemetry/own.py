@@ -9,7 +9,7 @@ from splitserve.telemetry.family import Family, Kind, Owner, Series, constant, e
 C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 R, P, D, W, A = Owner.ROUTER, Owner.PREFILL, Owner.DECODE, Owner.WORKER, Owner.ALL
 
-TTFT_STAGES = ("tokenise", "place", "reserve", "prefill_queue", "prefill", "other", "detokenise")
+TTFT_STAGES = ("tokenise", "place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other", "detokenise")
 GAP_STAGES = ("handle", "decode_queue", "transfer", "first_step", "gap_other")
 LIVE_STATES = tuple(state.value for state in RequestState if not state.terminal)
 TRANSPORTS = ("shm", "tcp")

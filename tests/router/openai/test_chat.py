@@ -309,3 +309,24 @@ async def test_a_fault_of_ours_is_a_500_with_an_error_body_and_a_traceback_in_th
         await chat(faulty, stream=streamed)
     assert caught.value.code == "internal_error"
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_usage_tells_where_the_time_went_when_asked_for(streamed: bool):
+    asked = {"include_stage_seconds": True}
+    if streamed:
+        usage = (await stream(says("abc"), extra_body=asked))[-1].usage
+    else:
+        usage = (await chat(says("abc"), extra_body=asked))[0].usage
+    stages = usage.stage_seconds
+    assert stages["prefill"] == 0.1
+    assert sum(seconds for stage, seconds in stages.items() if stage != "ttft") == pytest.approx(
+        stages["ttft"], abs=1e-5
+    )
+    assert "first_gap" not in stages
+
+
+async def test_usage_tells_no_stages_to_who_did_not_ask():
+    answer, submission = await chat(says("abc"))
+    assert not hasattr(answer.usage, "stage_seconds")
+    assert submission.tokenise_s > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitserve.errors import RequestFailed, SplitserveError
@@ -40,6 +40,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    stages: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds, when they were asked for
 
 
 class Answer:
@@ -157,8 +158,9 @@ class Answers:
     def drain(self) -> list[Delta]:
         return [delta for answer in self.choices if (delta := answer.drain()) is not None]
 
-    def usage(self) -> Usage:
-        return Usage(sum(self._prompt_tokens), sum(answer.tokens for answer in self.choices), self.cached_tokens)
+    def usage(self, stages: Mapping[str, float]) -> Usage:
+        answered = sum(answer.tokens for answer in self.choices)
+        return Usage(sum(self._prompt_tokens), answered, self.cached_tokens, stages)
 
     def usage_of(self, index: int) -> Usage:
         """Usage as one choice sees it: `continuous_usage_stats`."""

@@ -58,7 +58,8 @@ class Api:
         drawn = seeds(request, self.parts.draw_seed)
         model = self.check_model(request.model)
         options = request.stream_options
-        include_usage = bool(options and options.include_usage)
+        include_stages = bool(request.include_stage_seconds)
+        include_usage = include_stages or bool(options and options.include_usage)
         return Job(
             rid=rid,
             model=model,
@@ -73,6 +74,7 @@ class Api:
             logprobs=logprobs is not None,
             include_usage=include_usage,
             continuous_usage=include_usage and bool(options and options.continuous_usage_stats),
+            include_stages=include_stages,
         )
 
     def _submission(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -43,7 +44,9 @@ async def generate(api: Api, http: Request, prepare: Prepare, wire: Wire, *, str
     except ClientGone:
         watch.end(RequestEnd("cancelled", time.monotonic() - http.state.arrived))
         raise
-    watch.tokenised(time.monotonic() - began)
+    tokenise_s = time.monotonic() - began
+    watch.tokenised(tokenise_s)
+    job = replace(job, submissions=tuple(replace(one, tokenise_s=tokenise_s) for one in job.submissions))
     watch.asked(job)
     exchange = Exchange(job, wire, api.parts.generator, api.parts.tokenizer, watch)
     headers = {} if http.state.client_request_id else {"x-request-id": job.rid}

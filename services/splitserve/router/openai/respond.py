@@ -20,6 +20,7 @@ from splitserve.router.openai.running import Inbox, generating, unless_gone
 from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
 from splitserve.router.refusals import refusal_reason
 from splitserve.router.sse import EventStream
+from splitserve.router.stages import breakdown, gap_breakdown
 from splitserve.router.text import TextRules, Vocabulary
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Job:
     logprobs: bool
     include_usage: bool
     continuous_usage: bool
+    include_stages: bool
 
     @property
     def head(self) -> Json:
@@ -82,7 +84,12 @@ class Exchange:
                     raise failure
         deltas = [answer.drain() or Delta(index) for index, answer in enumerate(self._answers.choices)]
         body = whole_answer(
-            self._wire, self._tokenizer, self._job.head, deltas, self._answers.usage(), logprobs=self._job.logprobs
+            self._wire,
+            self._tokenizer,
+            self._job.head,
+            deltas,
+            self._answers.usage(self._stages()),
+            logprobs=self._job.logprobs,
         )
         return Response(body, media_type="application/json")
 
@@ -108,11 +115,25 @@ class Exchange:
                 if failure is not None:
                     break
         if failure is None:
-            await write(writer.closing(answers.usage()))
+            await write(writer.closing(answers.usage(self._stages())))
             return
         if opened:  # the status is spent
             await write(error_events(error_object(failure)))
         raise failure
+
+    def _stages(self) -> dict[str, float]:
+        """Where the time went, for who asked: the stages and sums of docs/metrics.md."""
+        job, stages = self._job, self._answers.stages
+        if not job.include_stages or self._first_at is None:
+            return {}
+        ttft = breakdown(
+            stages,
+            tokenise_s=job.submissions[0].tokenise_s,
+            detokenise_s=self._detokenise_s,
+            first_token_s=self._first_at - job.arrived,
+        )
+        gap = gap_breakdown(stages[0])
+        return {"ttft": sum(ttft.values()), **ttft} | ({"first_gap": sum(gap.values()), **gap} if gap else {})
 
     async def _step(self, inbox: Inbox) -> SplitserveError | None:
         """Take what has arrived into the answers; the error that ended the request, if one did."""

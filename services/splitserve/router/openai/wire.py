@@ -35,12 +35,15 @@ def dumps(value: object) -> bytes:
 
 
 def usage_object(usage: Usage) -> Json:
-    return {
+    shown: Json = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.stages:
+        shown["stage_seconds"] = {stage: round(seconds, 6) for stage, seconds in usage.stages.items()}
+    return shown
 
 
 class Wire(Protocol):

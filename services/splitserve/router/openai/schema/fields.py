@@ -84,6 +84,7 @@ class GenerationFields(RequestModel):
     cache_salt: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]+$")] | None = None
     request_id: Annotated[str, Field(max_length=200)] | None = None
     user: str | None = None
+    include_stage_seconds: bool | None = Field(default=None, description="usage tells where the time went")
 
 
 class ChatRequest(GenerationFields):
