@@ -12,20 +12,24 @@ from splitserve.protocol.states import Role
 from splitserve.protocol.status import RequestView, RouterView, Snapshot, WorkerView
 from splitserve.top.words import age, duration, share
 
+WIDE = 144  # characters that every column needs
 BAR = 12  # cells
 STAGES = 24
+WIDE_ONLY = frozenset({"workers", "attempts", "ended"})
 REQUESTS = 12  # rows, unless the terminal is lower
-COLOURS = {
-    "place": "bright_black", "reserve": "blue", "prefill_queue": "dark_goldenrod", "prefill": "yellow",
-    "handle": "medium_purple", "transfer": "magenta", "decode_queue": "dark_cyan", "first_step": "dark_cyan",
-    "decode": "cyan",
+MARKS = {  # of a stage: its colour, and a sign for those who see no colours
+    "place": ("bright_black", "·"), "reserve": ("blue", "·"),
+    "prefill_queue": ("dark_goldenrod", "░"), "prefill": ("yellow", "▓"),
+    "handle": ("medium_purple", "»"), "transfer": ("magenta", "»"),
+    "decode_queue": ("dark_cyan", "░"), "first_step": ("dark_cyan", "█"), "decode": ("cyan", "█"),
 }  # fmt: skip
+OTHER = ("bright_black", "·")
 BAD = frozenset({"lost", "stuck", "failed"})
 WORRYING = frozenset({"suspect", "draining", "starting"})
 
 
-def view(snapshot: Snapshot, rows: int = REQUESTS) -> RenderableType:
-    """The whole screen; `rows` requests at most."""
+def view(snapshot: Snapshot, *, rows: int = REQUESTS, width: int = WIDE) -> RenderableType:
+    """The whole screen: `rows` requests at most, fewer columns where it is narrower than `WIDE` characters."""
     requests = [*snapshot.live, *snapshot.recent]
     return Group(
         _head(snapshot.router),
@@ -35,7 +39,7 @@ def view(snapshot: Snapshot, rows: int = REQUESTS) -> RenderableType:
         Text(),
         _workers(snapshot.workers, Role.DECODE),
         Text(),
-        _requests(requests[:rows], len(requests)),
+        _requests(requests[:rows], len(requests), wide=width >= WIDE),
     )
 
 
@@ -67,7 +71,7 @@ def _load(snapshot: Snapshot) -> Text:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     for column in columns:
-        right = column in ("running", "waiting", "to read", "step", "known for", "attempts", "tokens", "time", "ended")
+        right = column in ("running", "waiting", "to read", "step", "known", "attempts", "tokens", "time", "ended")
         table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
     return table
 
@@ -77,7 +81,7 @@ def _workers(workers: Iterable[WorkerView], role: Role) -> RenderableType:
     if not of_role:
         return Text(f"no {role} worker", "dim")
     colour = "yellow" if role is Role.PREFILL else "cyan"
-    table = _table(role, "state", "running", "waiting", "to read", "KV in use", "step", "known for")
+    table = _table(role, "state", "running", "waiting", "to read", "KV in use", "step", "known")
     for worker in of_role:
         full, empty = share(worker.kv_used, BAR)
         silent = f", silent {age(worker.silent_s)}" if worker.state in ("lost", "stuck", "suspect") else ""
@@ -94,32 +98,34 @@ def _workers(workers: Iterable[WorkerView], role: Role) -> RenderableType:
     return table
 
 
-def _requests(requests: list[RequestView], total: int) -> RenderableType:
+def _requests(requests: list[RequestView], total: int, *, wide: bool) -> RenderableType:
     if not requests:
         return Text("no request yet", "dim")
-    table = _table(f"request (of {total})", "state", "workers", "attempts", "tokens", "time", "ended", "stages")
+    names = ("state", "workers", "attempts", "tokens", "time", "ended", "stages")
+    table = _table(f"request (of {total})", *(name for name in names if wide or name not in WIDE_ONLY))
     for request in requests:
-        table.add_row(
-            request.id[:18],
-            Text(f"{request.state} {request.error}".strip(), _tone(request.state)),
-            " → ".join(name for name in (request.prefill, request.decode) if name) or "–",
-            f"{request.attempts_prefill}+{request.attempts_decode}",
-            f"{request.prompt_tokens}→{request.completion_tokens}",
-            duration(request.seconds),
-            "lives" if request.ended_s is None else f"{age(request.ended_s)} ago",
-            _stages(request),
-        )
+        cells = {
+            "state": Text(f"{request.state} {request.error}".strip(), _tone(request.state)),
+            "workers": " → ".join(name for name in (request.prefill, request.decode) if name) or "–",
+            "attempts": f"{request.attempts_prefill}+{request.attempts_decode}",
+            "tokens": f"{request.prompt_tokens}→{request.completion_tokens}",
+            "time": duration(request.seconds),
+            "ended": "lives" if request.ended_s is None else f"{age(request.ended_s)} ago",
+            "stages": _stages(request, STAGES if wide else STAGES // 2),
+        }
+        table.add_row(request.id[:18], *(cell for name, cell in cells.items() if wide or name not in WIDE_ONLY))
     return table
 
 
-def _stages(request: RequestView) -> Text:
+def _stages(request: RequestView, width: int) -> Text:
     """The bar, and the longest stage by name: colours alone tell not everybody."""
     total = sum(seconds for _, seconds in request.bar) or 1.0
     text, cells, passed = Text(), 0, 0.0
     for name, seconds in request.bar:
         passed += seconds
-        end = round(passed / total * STAGES)
-        text.append("━" * (end - cells), COLOURS.get(name, "bright_black"))
+        end = round(passed / total * width)
+        colour, sign = MARKS.get(name, OTHER)
+        text.append(sign * (end - cells), colour)
         cells = end
     name, seconds = max(request.bar, key=lambda part: part[1])
     return text.append(f" {name} {duration(seconds)}", "dim")

@@ -25,7 +25,7 @@ def age(seconds: float) -> str:
 def share(part: float, width: int) -> tuple[str, str]:
     """A bar of `width` cells: its full part and its empty one."""
     full = round(min(1.0, max(0.0, part)) * width)
-    return "━" * full, "━" * (width - full)
+    return "█" * full, "░" * (width - full)
 
 
 def _digits(value: float) -> str:
