@@ -7,36 +7,32 @@ when both have. Blocks that a fetch still writes are therefore aborted in the en
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from splitserve.decode.effects import Attach, Command, Fetched, FetchFailed, Key
+from splitserve.decode.admission import Admission, answered
+from splitserve.decode.effects import Command, Fetched, FetchFailed, Key
 from splitserve.decode.endings import Endings
 from splitserve.decode.handover import Handover
-from splitserve.decode.job import Job, fresh_sequences, promised_blocks
-from splitserve.decode.matching import prompt_ids
+from splitserve.decode.job import Job
 from splitserve.decode.steps import Steps
 from splitserve.decode.table import JobTable
 from splitserve.engine import door
-from splitserve.protocol.effects import Answer, BusDown, Drain, Received, Unanswered
+from splitserve.protocol.effects import BusDown, Drain, Received, Unanswered
 from splitserve.protocol.messages import (
-    Accepted,
     Amend,
     Beat,
     Cancel,
     DecodeJob,
     FinAck,
     KvReady,
-    Message,
     Ping,
-    Refused,
     RenewAnswer,
     Resume,
     ResumeAnswer,
 )
-from splitserve.protocol.states import DecodeState, RefuseReason, Role, is_probe
+from splitserve.protocol.states import DecodeState, RefuseReason, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
 from splitserve.worker.effects import EngineBatch, Identity, ToEngine
@@ -45,7 +41,7 @@ from splitserve.worker.rules import Limits, Rules
 
 
 class DecodeJobs:
-    """The core. `_handover` takes KV from others, `_steps` hears the engine, `_endings` ends jobs; this class takes them."""
+    """The core. `_admission` takes jobs, `_handover` KV from others, `_steps` hears the engine, `_endings` ends jobs."""
 
     def __init__(
         self,
@@ -55,12 +51,11 @@ class DecodeJobs:
         rules: Rules = Rules(),  # noqa: B008
     ) -> None:
         self._desk = Desk(Role.DECODE, identity, subjects, limits, rules)
-        self._limits = limits
-        self._rules = rules
         self._table = JobTable(identity.block_tokens, limits.promise_tokens)
         self._frames = Frames(identity.name, identity.incarnation, subjects, limits.frame_tokens)
         self._pool = door.PoolStats(identity.total_blocks, identity.total_blocks, 0, 0, 0)
         self._endings = Endings(self._desk, self._table)
+        self._admission = Admission(self._desk, self._table, self._endings)
         self._steps = Steps(self._desk, self._frames, self._endings)
         self._handover = Handover(self._desk, self._table, self._endings)
         self._on_event: dict[type, Callable[[Any, float], list[Command]]] = {
@@ -73,9 +68,9 @@ class DecodeJobs:
             Drain: self._on_drain,
         }
         self._on_message: dict[type, Callable[[Any, str | None, float], list[Command]]] = {
-            DecodeJob: self._on_job,
-            Amend: self._on_amend,
-            Cancel: self._on_cancel,
+            DecodeJob: self._admission.on_job,
+            Amend: self._admission.on_amend,
+            Cancel: self._admission.on_cancel,
             KvReady: self._handover.on_kv_ready,
             Resume: self._on_resume,
             FinAck: self._on_fin_ack,
@@ -148,7 +143,7 @@ class DecodeJobs:
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens that are still to be computed here."""
-        return sum(job.tokens_left for job in self._table)
+        return self._table.queued_tokens
 
     @property
     def promised_blocks(self) -> int:
@@ -188,92 +183,6 @@ class DecodeJobs:
         self._desk.draining = True
         return []
 
-    def _on_job(self, asked: DecodeJob, reply_to: str | None, now: float) -> list[Command]:
-        job = self._table.get(asked.rid)
-        answer = self._desk.stale(asked.incarnation) or self._answered_before(job, asked.rid, asked.da)
-        commands: list[Command] = []
-        if answer is None:
-            answer, commands = self._replace(job, asked, now, new=True)
-        return _answered(reply_to, answer, commands)
-
-    def _on_amend(self, amend: Amend, reply_to: str | None, now: float) -> list[Command]:
-        """The same request under a new number: what was here of it is dropped, and reserved anew in place."""
-        job = self._table.get(amend.rid)
-        answer = self._desk.stale(amend.incarnation) or self._answered_before(job, amend.rid, amend.da)
-        commands: list[Command] = []
-        if answer is None and job is None:
-            answer = self._desk.refuse(RefuseReason.UNKNOWN, f"{amend.rid} is not here, so it cannot be amended")
-            self._desk.tombstones.put(amend.rid, amend.da, now, answer)
-        elif answer is None and job is not None:
-            asked = replace(
-                job.asked,
-                da=amend.da,
-                pa=amend.pa,
-                source=amend.source,
-                outputs=amend.outputs,
-                ttl_s=amend.ttl_s,
-            )
-            answer, commands = self._replace(job, asked, now, new=False)
-        return [] if answer is None else _answered(reply_to, answer, commands)
-
-    def _answered_before(self, job: Job | None, rid: str, da: int) -> Accepted | Refused | None:
-        if job is not None and da == job.asked.da and self._rules.same_number_same_answer:
-            return job.answer
-        if job is not None and da < job.asked.da:
-            return self._desk.lower(da, job.asked.da)
-        return self._desk.ended(rid, da)
-
-    def _replace(
-        self, job: Job | None, asked: DecodeJob, now: float, *, new: bool
-    ) -> tuple[Accepted | Refused, list[Command]]:
-        commands = self._endings.end(job, now) if job is not None else []
-        sequences = fresh_sequences(asked)
-        need = promised_blocks(asked, sequences, self._desk.identity.block_tokens, self._limits.promise_tokens)
-        refused = self._refusal(asked, need, new)
-        if refused is not None:
-            self._desk.tombstones.put(asked.rid, asked.da, now, refused)
-            return refused, commands
-        answer = Accepted(reserved_blocks=need, queue_tokens=self.queued_tokens)
-        source = asked.source
-        state = DecodeState.READY if source is None else DecodeState.RESERVED
-        job = Job(asked, answer, now + asked.ttl_s, sequences, state)
-        self._table.add(job)
-        add = door.Add(
-            key=job.key,
-            mode=door.Mode.LOCAL if source is None else door.Mode.AWAIT,
-            ids=asked.ids if source is None else prompt_ids(job),
-            prompt_len=len(asked.ids),
-            outputs=asked.outputs,
-            params=asked.params,
-            seeds=asked.seeds,
-            priority=asked.priority,
-            cache_salt=asked.cache_salt,
-            counted=not is_probe(asked.rid),
-        )
-        return answer, [*commands, ToEngine(add), *([] if source is None else [Attach(source)])]
-
-    def _refusal(self, asked: DecodeJob, need: int, new: bool) -> Refused | None:
-        desk = self._desk
-        tokens = len(asked.ids) + max((len(ids) for ids in asked.outputs), default=0)
-        unfit = desk.unfit(asked.fingerprint, tokens, new=new)
-        if unfit is not None or not self._rules.promise:
-            return unfit
-        total = desk.identity.total_blocks
-        if need > total:
-            return desk.refuse(RefuseReason.TOO_LONG, f"{need} blocks are more than the {total} of this pool")
-        capacity, promised = int(total * self._limits.pool_share), self.promised_blocks
-        if promised and promised + need > capacity:  # alone, it may have all: when moved it needs more than at first
-            return desk.refuse(RefuseReason.FULL, f"{need} blocks beside {promised} promised of {capacity}")
-        return None
-
-    def _on_cancel(self, cancel: Cancel, _reply_to: str | None, now: float) -> list[Command]:
-        if self._desk.stale(cancel.incarnation) is not None:
-            return []
-        job = self._table.get(cancel.rid)
-        commands = self._endings.end(job, now) if job is not None and job.asked.da <= cancel.da else []
-        self._desk.tombstones.put(cancel.rid, cancel.da, now)
-        return commands
-
     def _on_fin_ack(self, ack: FinAck, _reply_to: str | None, now: float) -> list[Command]:
         """The router needs no more of these sequences, whether or not they had ended by themselves."""
         if self._desk.stale(ack.incarnation) is not None:
@@ -294,7 +203,7 @@ class DecodeJobs:
     def _on_resume(self, resume: Resume, reply_to: str | None, _now: float) -> list[Command]:
         stale = self._desk.stale(resume.incarnation)
         if stale is not None:
-            return _answered(reply_to, stale, [])
+            return answered(reply_to, stale, [])
         unknown: list[Key] = []
         for wanted in resume.rows:
             job = self._table.at((wanted.rid, wanted.attempt))
@@ -305,7 +214,7 @@ class DecodeJobs:
             row = job.rows_from(number, wanted.next_index)
             if row is not None:
                 self._frames.add(resume.router, row)
-        return _answered(reply_to, ResumeAnswer(tuple(unknown)), self._frames.flush())
+        return answered(reply_to, ResumeAnswer(tuple(unknown)), self._frames.flush())
 
     # --- the engine ---
 
@@ -318,7 +227,3 @@ class DecodeJobs:
             if handler is not None and job is not None:
                 commands += handler(happened, job, now)
         return [*self._frames.flush(), *commands]
-
-
-def _answered(reply_to: str | None, answer: Message, commands: Iterable[Command]) -> list[Command]:
-    return [*commands] if reply_to is None else [Answer(reply_to, answer), *commands]

@@ -62,3 +62,8 @@ class JobTable:
     @property
     def promised_blocks(self) -> int:
         return sum(self.copying.values()) + sum(self.blocks(job) for job in self._jobs.values())
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that are still to be computed here."""
+        return sum(job.tokens_left for job in self._jobs.values())

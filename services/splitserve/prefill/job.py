@@ -10,7 +10,7 @@ from splitserve.engine import door
 from splitserve.kv.lease import LeaseTable
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import Accepted, DigestRow, KvReady, PrefillDurations, PrefillJob
-from splitserve.protocol.states import PrefillState
+from splitserve.protocol.states import PrefillState, is_probe
 from splitserve.worker.effects import Identity
 
 Key = tuple[str, int]  # (rid, pa): what the engine knows a job by
@@ -39,6 +39,23 @@ class Job:
     @property
     def tokens_left(self) -> int:
         return 0 if self.state is PrefillState.HELD else len(self.asked.ids) - self.computed
+
+    @property
+    def addition(self) -> door.Add:
+        """What the engine is told of it."""
+        asked = self.asked
+        return door.Add(
+            key=self.key,
+            mode=door.Mode.PREFILL,
+            ids=asked.ids,
+            prompt_len=asked.prompt_len,
+            outputs=(asked.ids[asked.prompt_len :],) if len(asked.seeds) == 1 else ((),) * len(asked.seeds),
+            params=asked.params,
+            seeds=asked.seeds,
+            priority=asked.priority,
+            cache_salt=asked.cache_salt,
+            counted=not is_probe(asked.rid),
+        )
 
     def row(self) -> DigestRow:
         handle = self.ready.handle if self.ready else None

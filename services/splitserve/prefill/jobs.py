@@ -28,7 +28,7 @@ from splitserve.protocol.messages import (
     Resume,
     ResumeAnswer,
 )
-from splitserve.protocol.states import PrefillState, RefuseReason, Role, is_probe
+from splitserve.protocol.states import PrefillState, RefuseReason, Role
 from splitserve.protocol.subjects import Subjects
 from splitserve.worker.desk import Desk, Load
 from splitserve.worker.effects import EngineBatch, Identity, ToEngine
@@ -195,20 +195,8 @@ class PrefillJobs:
             self._desk.tombstones.put(asked.rid, asked.pa, now, refused)
             return refused, commands
         answer = Accepted(reserved_blocks=blocks, queue_tokens=self.queued_tokens)
-        self._jobs[asked.rid] = Job(asked, answer, now + asked.ttl_s, blocks)
-        add = door.Add(
-            key=(asked.rid, asked.pa),
-            mode=door.Mode.PREFILL,
-            ids=asked.ids,
-            prompt_len=asked.prompt_len,
-            outputs=(asked.ids[asked.prompt_len :],) if len(asked.seeds) == 1 else ((),) * len(asked.seeds),
-            params=asked.params,
-            seeds=asked.seeds,
-            priority=asked.priority,
-            cache_salt=asked.cache_salt,
-            counted=not is_probe(asked.rid),
-        )
-        return answer, [*commands, ToEngine(add)]
+        job = self._jobs[asked.rid] = Job(asked, answer, now + asked.ttl_s, blocks)
+        return answer, [*commands, ToEngine(job.addition)]
 
     def _refusal(self, asked: PrefillJob, blocks: int) -> Refused | None:
         desk, total = self._desk, self._desk.identity.total_blocks
