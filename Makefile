@@ -10,7 +10,7 @@ SEEDS ?= 2000
 FAST := not model and not slow and not e2e and not compose
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all test-fast check format bench simulate clean up-compose down-compose test-compose
+.PHONY: help up test test-fast check format bench simulate clean up-compose down-compose test-compose
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,11 +24,8 @@ up-compose: ## the same in containers (docker-compose.yml): writes .env, builds,
 down-compose: ## stop the containers; VOLUMES=1 removes models and metrics too
 	@ENV_FILE=$(ENV_FILE) VOLUMES=$(VOLUMES) compose/stack.sh down
 
-test: check ## the suite without what takes minutes or disturbs whole clusters
-	$(BIN)/python -m pytest -m "not slow and not compose" $(ARGS)
-
-test-all: check ## every test there is
-	$(BIN)/python -m pytest $(ARGS)
+test: check ## the whole suite; containers aside, which are test-compose
+	$(BIN)/python -m pytest -m "not compose" $(ARGS)
 
 test-fast: $(VENV)/.dev ## what needs no model and no cluster
 	$(BIN)/python -m pytest -m "$(FAST)" $(ARGS)
