@@ -57,9 +57,10 @@ class Bench:
         max_model_len: int = 256,
         eos_ids: Sequence[int] = (),
         prefix_caching: bool = True,
+        fingerprint: str = "toy",
     ) -> None:
         self.config = EngineConfig(
-            block_tokens, max_num_seqs, chunk_tokens, max_model_len, frozenset(eos_ids), "toy", prefix_caching
+            block_tokens, max_num_seqs, chunk_tokens, max_model_len, frozenset(eos_ids), fingerprint, prefix_caching
         )
         self.pool = BlockPool(blocks)
         self.runner = CheckedRunner(self.pool, self.config)
