@@ -18,6 +18,7 @@ from simulation.sweep import BASES, FIRST_BASE, base_schedule, run_single, singl
 from simulation.world import Result, run
 
 LOG_LINES = 400  # of a failing seed, the last ones
+PROGRESS = 1000  # runs between two lines that say how far it is
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,6 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for schedule, result in _runs(args):
         runs += 1
         counts.update(result.journal.counts)
+        if runs % PROGRESS == 0:
+            print(f"{runs:,} runs, {len(failed)} broke an invariant", file=sys.stderr)
         if result.violation is not None:
             failed.append(result)
             print(f"seed {schedule.seed} ({schedule.profile}): {result.violation}\n  {_replay_line(schedule, args)}")
