@@ -27,7 +27,8 @@ pytestmark = [
 
 MODEL = "SmolLM2-135M-Instruct"
 TOKENS = 32
-TWO_SCRAPES_S = 12.0  # prometheus.yml scrapes and asks for names each 5 s
+PATIENCE_S = 300.0  # two cores may be shared with a build
+SCRAPED_S = 60.0  # two scrapes, 10 s, on a machine that has nothing else to do
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +84,7 @@ async def load_on(stack: Stack, clients: int = 3) -> AsyncGenerator[Load, None]:
     async with client_of(stack) as client:
         talks = [asyncio.create_task(talk(client)) for _ in range(clients)]
         try:
-            await until(lambda: load.whole >= clients or bool(load.failed), "the first streams", 120)
+            await until(lambda: load.whole >= clients or bool(load.failed), "the first streams", PATIENCE_S)
             yield load
         finally:
             stop.set()
@@ -162,14 +163,16 @@ def test_kv_passes_between_containers_through_shared_memory_and_the_log_says_so(
 async def test_both_phases_scale_under_load_and_no_request_fails(stack: Stack) -> None:
     async with load_on(stack) as load:
         await asyncio.to_thread(stack.scale, prefill=3, decode=2)
-        await until(lambda: all("healthy" in health for health in _health(stack)), "health of the new workers", 120)
-        await eventually(stack, {"prefill": 3, "decode": 2, "router": 1}, TWO_SCRAPES_S)
+        await until(
+            lambda: all("healthy" in health for health in _health(stack)), "health of the new workers", PATIENCE_S
+        )
+        await eventually(stack, {"prefill": 3, "decode": 2, "router": 1}, SCRAPED_S)
         before = load.whole
-        await until(lambda: load.whole >= before + 6 or bool(load.failed), "streams over all workers", 120)
+        await until(lambda: load.whole >= before + 6 or bool(load.failed), "streams over all workers", PATIENCE_S)
         await asyncio.to_thread(stack.scale, prefill=1, decode=1)
-        await eventually(stack, {"prefill": 1, "decode": 1, "router": 1}, TWO_SCRAPES_S)
+        await eventually(stack, {"prefill": 1, "decode": 1, "router": 1}, SCRAPED_S)
         before = load.whole
-        await until(lambda: load.whole >= before + 3 or bool(load.failed), "streams over the rest", 120)
+        await until(lambda: load.whole >= before + 3 or bool(load.failed), "streams over the rest", PATIENCE_S)
     assert load.failed == []
 
 
@@ -181,12 +184,12 @@ def _health(stack: Stack) -> list[str]:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 async def test_a_killed_container_costs_no_answer(stack: Stack, phase: str) -> None:
     await asyncio.to_thread(stack.scale, prefill=2, decode=2)
-    await until(lambda: all(health == "healthy" for health in _health(stack)), "health of the workers", 120)
+    await until(lambda: all(health == "healthy" for health in _health(stack)), "health of the workers", PATIENCE_S)
     victim = stack.containers(phase)[0]
     async with load_on(stack) as load:
         docker("kill", victim)
         before = load.whole
-        await until(lambda: load.whole >= before + 6 or bool(load.failed), "streams without it", 120)
+        await until(lambda: load.whole >= before + 6 or bool(load.failed), "streams without it", PATIENCE_S)
     assert load.failed == []
     docker("start", victim)
 
@@ -194,7 +197,7 @@ async def test_a_killed_container_costs_no_answer(stack: Stack, phase: str) -> N
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 async def test_a_container_that_is_told_to_stop_drains_and_ends_with_zero(stack: Stack, phase: str) -> None:
     await asyncio.to_thread(stack.scale, prefill=2, decode=2)
-    await until(lambda: all(health == "healthy" for health in _health(stack)), "health of the workers", 120)
+    await until(lambda: all(health == "healthy" for health in _health(stack)), "health of the workers", PATIENCE_S)
     victim = stack.containers(phase)[0]
     async with load_on(stack) as load:
         await asyncio.to_thread(docker, "stop", "--time", "70", victim)
@@ -207,12 +210,12 @@ async def test_a_container_that_is_told_to_stop_drains_and_ends_with_zero(stack:
 
 
 async def test_prometheus_counts_what_was_answered_once(stack: Stack) -> None:
-    await eventually(stack, {"prefill": 1, "decode": 1, "router": 1}, TWO_SCRAPES_S)
+    await eventually(stack, {"prefill": 1, "decode": 1, "router": 1}, SCRAPED_S)
     tokens = "sum(vllm:generation_tokens_total)"
     before = sum(stack.query(tokens).values())
     async with client_of(stack) as client:
         await streamed(client, "How deep is the sea?")
-    await until(lambda: sum(stack.query(tokens).values()) >= before + TOKENS, "the tokens in a scrape", TWO_SCRAPES_S)
+    await until(lambda: sum(stack.query(tokens).values()) >= before + TOKENS, "the tokens in a scrape", SCRAPED_S)
     assert sum(stack.query(tokens).values()) == before + TOKENS
     assert stack.query('vllm:kv_cache_usage_perc{job="decode"}')
     assert stack.query('vllm:prefix_cache_queries_total{job="prefill"}')

@@ -19,7 +19,7 @@ from support.servers import free_port
 SCRIPT = ROOT / "compose" / "stack.sh"
 IMAGE = "splitserve:test"
 UP_S = 1500  # the first time it builds the image
-COMMAND_S = 240
+COMMAND_S = 600
 
 
 def engine_missing() -> str:
