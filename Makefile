@@ -7,7 +7,7 @@ ARGS ?=
 PART ?= kv_transfer
 ENV_FILE ?= .env
 SEEDS ?= 2000
-FAST := not model and not slow and not e2e and not compose
+FAST := not model and not slow and not e2e
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast check format bench simulate clean up-compose down-compose test-compose

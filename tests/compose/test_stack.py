@@ -21,6 +21,8 @@ from support.waiting import until
 WHY_NOT = engine_missing()
 pytestmark = [
     pytest.mark.compose,
+    pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(WHY_NOT), reason=f"the compose stack was not run: {WHY_NOT}"),
 ]
