@@ -4,7 +4,8 @@
     first_gap = handle + decode_queue + transfer + first_step + gap_other
 
 `other` and `gap_other` are what is left, so the sums hold by construction. `prefill_bus` is what passed here between asking
-the prefill worker and having its first token, less what that worker spent by its own clock: both ways over the bus.
+the prefill worker and having its first token, less what its engine spent by its own clock: both ways over the bus, and the
+step that the engine was in when the job came.
 """
 
 from __future__ import annotations
