@@ -18,8 +18,8 @@ STAGES = 24
 WIDE_ONLY = frozenset({"workers", "attempts", "ended"})
 REQUESTS = 12  # rows, unless the terminal is lower
 MARKS = {  # of a stage: its colour, and a sign for those who see no colours
-    "place": ("bright_black", "·"), "reserve": ("blue", "·"),
-    "prefill_queue": ("dark_goldenrod", "░"), "prefill": ("yellow", "▓"),
+    "tokenise": ("bright_black", "·"), "place": ("bright_black", "·"), "reserve": ("blue", "·"),
+    "prefill_bus": ("dark_goldenrod", "·"), "prefill_queue": ("dark_goldenrod", "░"), "prefill": ("yellow", "▓"),
     "handle": ("medium_purple", "»"), "transfer": ("magenta", "»"),
     "decode_queue": ("dark_cyan", "░"), "first_step": ("dark_cyan", "█"), "decode": ("cyan", "█"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
         return f"{_digits(seconds * 1000)} ms"
-    return f"{_digits(seconds)} s" if seconds < 100 else age(seconds)
+    return f"{_digits(seconds)} s" if seconds < 120 else age(seconds)
 
 
 def age(seconds: float) -> str:
@@ -29,4 +29,4 @@ def share(part: float, width: int) -> tuple[str, str]:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"

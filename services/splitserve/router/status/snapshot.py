@@ -20,6 +20,7 @@ from splitserve.router.status.recent import Recent
 SHOWN = 40  # live requests, the oldest first
 RATE_S = 10
 BAR = (
+    "tokenise",
     *TTFT_PARTS,
     "other",
     "handle",

@@ -38,7 +38,7 @@ export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 0.001) return `${whole.format(seconds * 1e6)} µs`;
   if (seconds < 1) return `${digits(seconds * 1000)} ms`;
-  return seconds < 100 ? `${digits(seconds)} s` : age(seconds);
+  return seconds < 120 ? `${digits(seconds)} s` : age(seconds);
 }
 
 /** A long time, in its largest unit. */
@@ -50,5 +50,5 @@ export function age(seconds) {
 }
 
 function digits(value) {
-  return value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
+  return value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
 }

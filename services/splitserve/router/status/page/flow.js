@@ -52,7 +52,7 @@ function placed(columns, width) {
     });
   }
   const router = narrow ? { x: (width - 190) / 2, y: 2, w: 190, h: 62 } : { x: 0, y: top + (bottom - top - GAP) / 2 - 38, w: 150, h: 76 };
-  return { narrow, at, router, columns: columnsAt, height: narrow ? bottom : bottom + 26 };
+  return { narrow, at, router, columns: columnsAt, height: narrow ? bottom : bottom + 32 };
 }
 
 /** What prefill workers read, or are asked to read. On a phone the column gets one line. */
@@ -67,7 +67,7 @@ function toPrefill(lines, workers, { at, router, narrow, columns }) {
 }
 
 /** Prompts that decode workers read themselves: round the prefill column. */
-function toDecode(lines, snapshot, { decode }, { router, narrow, columns, height }) {
+function toDecode(lines, snapshot, { decode }, { at, router, narrow, columns, height }) {
   if (!decode.length) return;
   const names = new Set(decode.map((worker) => worker.name));
   const split = snapshot.links.filter((link) => names.has(link.decode)).reduce((sum, link) => sum + link.requests, 0);
@@ -76,12 +76,12 @@ function toDecode(lines, snapshot, { decode }, { router, narrow, columns, height
     lines.append(line(down(router, columns.decode, 0.65), "decode", local));
     return;
   }
-  const x = router.x + router.w / 2, y = height - 18, to = columns.decode.x + 40;
-  lines.append(line(`M${x} ${router.y + router.h}C${x} ${y} ${x + 20} ${y} ${x + 60} ${y}H${to - 40}Q${to} ${y} ${to} ${y - 16}`, "decode", local));
-  if (local) {
-    const words = `${count(local)} read where ${local === 1 ? "it decodes" : "they decode"}`;
-    lines.append(shape("text", { x: x + 64, y: y - 8, class: "heading decode" }, words));
-  }
+  if (!local) return;
+  const last = at.get(decode.at(-1).name), end = last.y + last.h + 2;
+  const x = router.x + router.w / 2, y = height - 8, to = columns.decode.x + 40;
+  lines.append(line(`M${x} ${router.y + router.h}C${x} ${y} ${x + 20} ${y} ${x + 60} ${y}H${to - 30}Q${to} ${y} ${to} ${Math.min(end + 20, y - 14)}V${end}`, "decode", local));
+  const words = `${count(local)} read where ${local === 1 ? "it decodes" : "they decode"}`;
+  lines.append(shape("text", { x: x + 64, y: y - 8, class: "heading decode" }, words));
 }
 
 function across(from, to) {
@@ -106,12 +106,11 @@ function heading(role, workers, { x, y, w }) {
 }
 
 function router(snapshot, { x, y, w, h }) {
-  const { states, waiting } = snapshot.load;
-  const live = Object.values(states).reduce((sum, n) => sum + n, 0);
+  const { waiting } = snapshot.load;
   return shape("g", { transform: `translate(${x} ${y})`, class: "node router" },
     shape("rect", { width: w, height: h, rx: 10, class: "box" }),
     shape("text", { x: 14, y: 25, class: "name" }, "router"),
-    shape("text", { x: 14, y: 44, class: "small" }, `${count(live)} live`),
+    shape("text", { x: 14, y: 44, class: "small" }, `${count(snapshot.live_total)} live`),
     shape("text", { x: h > 70 ? 14 : 74, y: h > 70 ? 61 : 44, class: waiting ? "small warn" : "small" }, `${count(waiting)} waiting`));
 }
 
@@ -138,7 +137,7 @@ function node(worker, { x, y, w, h }) {
 
 /** A name cut in its middle: host names differ at both ends. */
 function fitted(name, width) {
-  const most = Math.max(6, Math.floor(width / 7.4));
+  const most = Math.max(6, Math.floor(width / 8.8));
   if (name.length <= most) return name;
   const half = (most - 1) / 2;
   return `${name.slice(0, Math.ceil(half))}…${name.slice(-Math.floor(half))}`;

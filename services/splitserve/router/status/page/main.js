@@ -90,7 +90,7 @@ function show(snapshot) {
   notices(router);
   numbers($("numbers"), snapshot.load, snapshot.live_total);
   draw(snapshot);
-  workers.show(snapshot.workers, "No worker was heard of yet. `splitserve prefill` and `splitserve decode` start one.");
+  workers.show(snapshot.workers, "No worker was heard of yet. splitserve prefill and splitserve decode start one.");
   listed(snapshot);
   changes(snapshot.workers);
 }

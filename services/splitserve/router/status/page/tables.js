@@ -3,7 +3,7 @@
 import { age, count, duration, element, percent, say } from "./elements.js";
 
 export const STAGES = [
-  ["place", "placed"], ["reserve", "decode reserved"], ["prefill_queue", "prefill queue"], ["prefill", "prefill"],
+  ["tokenise", "tokenise"], ["place", "placed"], ["reserve", "decode reserved"], ["prefill_bus", "bus"], ["prefill_queue", "prefill queue"], ["prefill", "prefill"],
   ["other", "other, to the first token"], ["handle", "handle"], ["transfer", "KV transfer"], ["decode_queue", "decode queue"],
   ["first_step", "first decode step"], ["gap_other", "other, to the second token"], ["decode", "decode"], ["waiting", "so far"],
 ];
@@ -77,16 +77,23 @@ class Table {
 
 const text = (of) => (cell, item) => say(cell, of(item));
 
+/** What a worker said last means nothing once it is gone. */
+const alive = (of) => text((worker) => (gone(worker) ? "–" : of(worker)));
+
+function gone(worker) {
+  return worker.state === "lost" || worker.state === "stuck";
+}
+
 export function workerTable(place) {
   return new Table(place, "Workers", [
     { name: "worker", kind: "key", show: text((w) => w.name) },
     { name: "role", show: (cell, w) => { cell.className = `role ${w.role}`; say(cell, w.role); } },
     { name: "state", show: stateCell },
-    { name: "running", kind: "number", show: text((w) => count(w.running)) },
-    { name: "waiting", kind: "number", show: text((w) => count(w.waiting)) },
-    { name: "tokens to read", kind: "number", show: text((w) => count(w.queued_tokens)) },
+    { name: "running", kind: "number", show: alive((w) => count(w.running)) },
+    { name: "waiting", kind: "number", show: alive((w) => count(w.waiting)) },
+    { name: "tokens to read", kind: "number", show: alive((w) => count(w.queued_tokens)) },
     { name: "KV in use", kind: "number", show: meter },
-    { name: "step", kind: "number", show: text((w) => (w.step_age_s ? duration(w.step_age_s) : "idle")) },
+    { name: "step", kind: "number", show: alive((w) => (w.step_age_s ? duration(w.step_age_s) : "idle")) },
     { name: "known for", kind: "number", show: text((w) => age(w.since_s)) },
   ]);
 }
@@ -103,9 +110,10 @@ function meter(cell, worker) {
     cell.className = `number kv ${worker.role}`;
   }
   const [bars, words] = cell.children;
-  bars.children[0].style.width = `${worker.kv_promised * 100}%`;
-  bars.children[1].style.width = `${worker.kv_used * 100}%`;
-  say(words, percent(worker.kv_used));
+  const here = gone(worker) ? 0 : 100;
+  bars.children[0].style.width = `${worker.kv_promised * here}%`;
+  bars.children[1].style.width = `${worker.kv_used * here}%`;
+  say(words, here ? percent(worker.kv_used) : "–");
 }
 
 export function requestTable(place) {
