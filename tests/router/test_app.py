@@ -188,7 +188,10 @@ async def test_the_request_id_of_the_client_comes_back_and_is_no_key():
         assert {answer.headers["x-request-id"] for answer in answers} == {"same"}
         assert len({answer.json()["id"] for answer in answers}) == 8
         submission = generator.submitted[0].submission
-        assert (submission.client_request_id, submission.trace.headers()) == ("same", {"traceparent": headers["traceparent"]})
+        assert (submission.client_request_id, submission.trace.headers()) == (
+            "same",
+            {"traceparent": headers["traceparent"]},
+        )
         for streamed in (BODY, STREAM):
             answer = await api.post(CHAT, content=streamed)
             assert answer.headers["x-request-id"] == generator.submitted[-1].submission.rid
