@@ -55,6 +55,7 @@ async def test_each_file_of_the_shell_is_there_under_a_strict_policy_and_needs_n
 async def test_the_files_that_the_page_names_are_those_that_are_served():
     async with in_process(ScriptedGenerator(says("ok")), status=feed()) as api:
         page = (await api.get("/")).text
+        assert re.search(r"<noscript>.*href=\"status.json\".*</noscript>", page)
         scripts = [(await api.get(path)).text for path in SHELL if path.endswith(".js")]
     named = {f"/{path}" for path in re.findall(r'(?:src|href)="(status/[^"]+)"', page)}
     named |= {f"/status/{name}" for text in scripts for name in re.findall(r'from "\./([^"]+)"', text)}
