@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -178,7 +179,7 @@ def test_the_stages_add_up_and_other_is_small(story: Story) -> None:
 
     ttft = stages("tokenise", "place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other", "detokenise")
     assert ttft == pytest.approx(part.rose("vllm:time_to_first_token_seconds_sum"), rel=0.01)
-    assert stages("other") < 0.05 * ttft
+    assert median(one["other"] / one["ttft"] for one in part.log.stages) < 0.05
     gap = stages(*GAP_STAGES)
     assert gap == pytest.approx(part.rose("splitserve_first_gap_seconds_sum"), rel=0.01)
 

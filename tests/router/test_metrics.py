@@ -60,13 +60,12 @@ def test_answers_are_counted_by_how_they_ended() -> None:
     found = {reason: page("vllm:request_success_total", finished_reason=reason) for reason in reasons}
     assert found == {"stop": 2, "length": 1, "abort": 1, "error": 2, "repetition": 0}
     assert page("splitserve_requests_failed_total", code="engine_failed") == 1
-    assert page("splitserve_requests_cancelled_total", state="decoding") == 1
 
 
 def test_a_request_that_never_got_a_token_adds_no_prompt() -> None:
     page = Page(replace(DONE, outcome="cancelled", first_token_s=None, generation_tokens=(0, 0), finish_reasons=()))
     assert page("vllm:prompt_tokens_total") == 0
-    assert page("splitserve_requests_cancelled_total", state="prefilling") == 1
+    assert page("vllm:request_success_total", finished_reason="abort") == 2
 
 
 def test_the_stages_of_the_first_token_sum_to_it() -> None:

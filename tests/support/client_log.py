@@ -23,6 +23,7 @@ class ClientLog:
     refused: Counter[int] = field(default_factory=Counter[int])
     ttfts: list[float] = field(default_factory=list[float])
     gaps: list[float] = field(default_factory=list[float])
+    stages: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # as usage tells them, of streams
 
     def add(self, usage: CompletionUsage | None, reasons: list[str]) -> None:
         """One request that was answered to its end."""
@@ -65,7 +66,7 @@ class Client:
             seed=7,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
+            extra_body={"ignore_eos": True, "include_stage_seconds": True},
         )
         async for chunk in chunks:
             usage = chunk.usage or usage
@@ -80,6 +81,7 @@ class Client:
                 if events == 3 and begun is not None:
                     begun.release()
         self.log.add(usage, reasons)
+        self.log.stages.append(((usage and usage.model_extra) or {})["stage_seconds"])
 
     async def leave(self, prompt: str | list[int], tokens: int, *, events: int) -> None:
         """Open a stream and close it after so many events."""

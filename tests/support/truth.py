@@ -131,15 +131,28 @@ class Teller:
         await thief.api.close()
 
     async def _freeze(self) -> None:
-        """Decode stands still for a second: handles wait under their leases."""
-        answers = [asyncio.create_task(self.client.whole(self.ids(150), 4)) for _ in range(3)]
-        await asyncio.sleep(0.2)
+        """Decode stands still for a second while prompts are read: handles wait under their leases."""
+        enough = asyncio.Event()
+
+        async def ask() -> None:
+            while not enough.is_set():
+                await self.client.whole(self.ids(150), 4)
+
+        asking = [asyncio.create_task(ask()) for _ in range(3)]
+        await self._seen("prefill-0", "vllm:num_requests_running")
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for name in self.cluster.names("decode"):
                 self.cluster.send(name, number)
             if number is signal.SIGSTOP:
                 await asyncio.sleep(FREEZE_S)
-        await asyncio.gather(*answers)
+        enough.set()
+        await asyncio.gather(*asking)
+
+    async def _seen(self, who: str, name: str, within_s: float = 60) -> None:
+        """Wait until this gauge of this process is not 0."""
+        async with asyncio.timeout(within_s):
+            while not total([await fetch(self.urls[who])], name):
+                pass
 
     async def killed(self) -> None:
         """A decode worker dies under four answers and comes again under its name."""

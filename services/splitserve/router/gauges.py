@@ -73,7 +73,7 @@ class Gauges:
 
 
 class Happened:
-    """The core's counts that have a series: `resumes`, `placed|decision|why`, `replaced|phase|cause`."""
+    """The core's counts that have a series: `resumes`, `placed|decision|why`, `replaced|phase|cause`, `state->cancelled`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -84,6 +84,9 @@ class Happened:
         }
 
     def rose(self, what: str, by: int) -> None:
+        before, _, after = what.partition("->")
+        if after == RequestState.CANCELLED:
+            self._metrics.counter("splitserve_requests_cancelled", state=before).inc(by)
         kind, _, rest = what.partition("|")
         if kind == "resumes":
             self._resumes.inc(by)

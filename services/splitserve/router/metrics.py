@@ -102,8 +102,6 @@ class EndMetrics:
             self._metrics.counter("splitserve_requests_failed", code=end.code).inc()
         elif end.outcome == "cancelled":
             self._ended("abort", unfinished)
-            state = "prefilling" if end.first_token_s is None else "decoding"
-            self._metrics.counter("splitserve_requests_cancelled", state=state).inc()
         else:
             self._finished(end)
 

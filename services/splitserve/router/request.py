@@ -84,7 +84,7 @@ class Request:
     def to(self, state: RequestState, error: SplitserveError | None = None) -> None:
         """Change state, remembered outside."""
         if state is not self.state:
-            self._desk.outbox.counts[f"{self.state}->{state}"] += 1
+            self.count(f"{self.state}->{state}")
             self.state = state
             self.save(error)
 

@@ -41,8 +41,8 @@ REFUSED = (
     *rare("a router that is leaving, or whose bus is away", "unavailable"),
 )  # fmt: skip
 CANCELLED = (
-    *each("prefilling", "decoding"),
-    *rare("a client that leaves before a worker took its request", "queued"),
+    *each("decoding"),
+    *rare("a client that leaves before its first token", "queued", "prefilling"),
     *rare("a client that leaves in the milliseconds of a transfer", "transferring"),
 )
 FAILED = rare(
