@@ -38,11 +38,12 @@ async def top(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_every_worker_and_request_is_named_with_its_state():
-    dead = worker("decode-9", "decode", state="lost", silent_s=75.0)
+    dead = worker("decode-9", "decode", state="lost", silent_s=75.0, queued_tokens=977)
     shown = text(replace(cluster(), workers=(*cluster().workers, dead)))
     for word in ("router-0", "prefill-1", "decode-1", "412.0 tokens/s", "TTFT 184 ms", "21.3 ms", "lost, silent 75 s"):
         assert word in shown
     assert "failed loss_budget_spent" in shown
+    assert "977" not in shown, "what a worker said last means nothing once it is gone"
     assert "…" not in shown
 
 

@@ -83,19 +83,25 @@ def _workers(workers: Iterable[WorkerView], role: Role) -> RenderableType:
     colour = "yellow" if role is Role.PREFILL else "cyan"
     table = _table(role, "state", "running", "waiting", "to read", "KV in use", "step", "known")
     for worker in of_role:
-        full, empty = share(worker.kv_used, BAR)
         silent = f", silent {age(worker.silent_s)}" if worker.state in ("lost", "stuck", "suspect") else ""
         table.add_row(
             Text(worker.name, colour),
             Text(f"{worker.state}{silent}", _tone(worker.state)),
-            str(worker.running),
-            str(worker.waiting),
-            str(worker.queued_tokens),
-            Text.assemble((full, colour), (empty, "bright_black"), f" {worker.kv_used:4.0%}"),
-            duration(worker.step_age_s) if worker.step_age_s else "idle",
+            *(_numbers(worker, colour) if worker.state not in BAD else ["–"] * 5),
             age(worker.since_s),
         )
     return table
+
+
+def _numbers(worker: WorkerView, colour: str) -> list[RenderableType]:
+    full, empty = share(worker.kv_used, BAR)
+    return [
+        str(worker.running),
+        str(worker.waiting),
+        str(worker.queued_tokens),
+        Text.assemble((full, colour), (empty, "bright_black"), f" {worker.kv_used:4.0%}"),
+        duration(worker.step_age_s) if worker.step_age_s else "idle",
+    ]
 
 
 def _requests(requests: list[RequestView], total: int, *, wide: bool) -> RenderableType:
