@@ -89,6 +89,10 @@ class EngineSettings(Group):
     threads: int = Field(
         default=0, ge=0, description="torch threads of a worker; 0: the machine's cores divided among its workers"
     )
+    attention_backend: Literal["auto", "torch", "native"] = Field(
+        default="auto",
+        description="auto: torch until the kernels for this CPU are compiled, in the background, once; native: wait for them",
+    )
 
 
 class TransferSettings(Group):

@@ -64,5 +64,7 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
         bytes_per_token=loaded.layout.bytes_per_token,
         metrics_url=metrics_url,
     )
+    if loaded.kernels is not None:
+        loaded.kernels.build_in_background()
     cache = cache_config(loaded, settings.engine, blocks, identity.max_model_len)
     return Machine(identity, engine, segment, sizes_of(loaded), cache)

@@ -64,6 +64,11 @@ class Engine:
         """Whether `step` would do anything."""
         return bool(self._inbox or self._events or (self._scheduler.busy and not self._blocked))
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many are being computed and how many wait, also while a step is under way. From any thread."""
+        return self._scheduler.load
+
     def submit(self, command: door.Command) -> None:
         """Note a command; it is carried out between steps, never under one."""
         self._inbox.append(command)

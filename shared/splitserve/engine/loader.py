@@ -6,13 +6,12 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from splitserve.config import EngineSettings, ModelSettings
-from splitserve.engine.attention.base import AttentionBackend
+from splitserve.engine.attention.chosen import ChosenBackend, Kernels
 from splitserve.engine.attention.torch_backend import TorchBackend
 from splitserve.engine.checkpoint import (
     check_memory,
@@ -29,10 +28,11 @@ from splitserve.engine.linear import pack_linears
 from splitserve.engine.probe import Layers, probe
 from splitserve.engine.rope import pin_longrope
 from splitserve.engine.selfcheck import check_against_reference
-from splitserve.errors import NotEnoughMemory
+from splitserve.errors import ConfigError, NotEnoughMemory
 from splitserve.kv.fingerprint import Factors, fingerprint, fingerprint_factors, weights_digest
 from splitserve.kv.layout import KVLayout, LayerKV, attention_layout
 from splitserve.kv.storage import DTYPES
+from splitserve.model.resolve import cache_folder
 
 _log = logging.getLogger("splitserve.engine")
 
@@ -48,7 +48,8 @@ class LoadedModel:
     model: PreTrainedModel
     config: PretrainedConfig
     layers: Layers
-    backend: AttentionBackend[Any]
+    backend: ChosenBackend
+    kernels: Kernels | None  # still to be built; `build_in_background` when the worker serves
     layout: KVLayout
     fingerprint: str
     fingerprint_factors: Factors
@@ -79,10 +80,11 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
     check_memory(name, folder, config, dtype, device)
     loaded = read_weights(name, folder, config, dtype, device)
     pin_longrope(loaded, max_model_len)
-    backend = TorchBackend(engine.block_size, device)
+    backend = ChosenBackend(TorchBackend(engine.block_size, device))
     layers = probe(name, loaded, backend)
     layout = kv_layout(layers, engine.block_size, dtype)
     packed = pack_linears(loaded, DTYPES[dtype]) if device.type == "cpu" else 0
+    kernels = _kernels(backend, layers, engine, model, device, dtype)
     error = check_against_reference(name, loaded, layers, backend, layout, max_model_len)
     architecture = type(loaded).__name__
     factors = fingerprint_factors(
@@ -101,6 +103,7 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
             "device": str(device),
             "kv_bytes_per_token": layout.bytes_per_token,
             "packed_linears": packed,
+            "attention": backend.name,
             "self_check_error": round(error, 6),
             "seconds": round(time.perf_counter() - started, 2),
         },
@@ -111,6 +114,7 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
         config=config,
         layers=layers,
         backend=backend,
+        kernels=kernels,
         layout=layout,
         fingerprint=fingerprint(factors),
         fingerprint_factors=factors,
@@ -122,6 +126,32 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
         device=device,
         weight_bytes=checkpoint_bytes(folder, config, dtype),
     )
+
+
+def _kernels(
+    backend: ChosenBackend,
+    layers: Layers,
+    engine: EngineSettings,
+    model: ModelSettings,
+    device: torch.device,
+    dtype: str,
+) -> Kernels | None:
+    """Put compiled kernels in where they are built already, or asked for; what remains to be built, or None.
+
+    ConfigError when they were asked for and cannot be had.
+    """
+    if engine.attention_backend == "torch":
+        return None
+    kernels = Kernels(backend, tuple(layers.values()), engine.block_size, DTYPES[dtype], cache_folder(model))
+    refusal = "they are for a CPU" if device.type != "cpu" else kernels.refusal()
+    if engine.attention_backend == "native":
+        if refusal is not None or not kernels.build():
+            raise ConfigError(f"--attention-backend native: {refusal or 'see the line above'}; use auto")
+        return None
+    if refusal is not None:
+        _log.info("attention stays with torch", extra={"reason": refusal})
+        return None
+    return None if kernels.use_if_built() else kernels
 
 
 def pool_blocks(

@@ -26,6 +26,11 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_TIMEOUT_S = 10.0
 
 
+def cache_folder(settings: ModelSettings) -> Path:
+    """Where what is made once for this user is kept: converted models, compiled kernels."""
+    return Path(settings.cache_dir).expanduser() if settings.cache_dir else default_cache()
+
+
 def resolve(settings: ModelSettings, progress: Progress = silent, *, weights: bool = True) -> Path:
     """A local folder with config, tokenizer and (unless `weights` is false: the router needs none) safetensors.
 
@@ -34,8 +39,7 @@ def resolve(settings: ModelSettings, progress: Progress = silent, *, weights: bo
     """
     name = settings.model
     if not name:
-        cache = Path(settings.cache_dir).expanduser() if settings.cache_dir else default_cache()
-        return packaged_folder(SMOLLM2, cache, progress)
+        return packaged_folder(SMOLLM2, cache_folder(settings), progress)
     path = Path(name).expanduser()
     if path.is_dir():
         return checked(path, weights=weights)
