@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitserve.engine import door
 from splitserve.engine.door import Mode
+from splitserve.engine.execution import execute
 from splitserve.protocol.params import SamplingParams
 from support.engines import Bench
 
@@ -66,3 +67,15 @@ def test_others_beside_it_are_counted() -> None:
     assert sum(s.prefill_tokens for s in stats_of(bench)) == 3
     assert sum(s.decode_tokens for s in stats_of(bench)) == 3
     assert sum(s.prefix_queries for s in stats_of(bench)) == 3
+
+
+def test_the_load_is_that_of_the_step_under_way() -> None:
+    bench = Bench(chunk_tokens=16, max_num_seqs=1)
+    bench.add("a", PROMPT, Mode.PREFILL)
+    bench.add("b", [*range(30, 40)], Mode.PREFILL)
+    batch = bench.engine.begin()
+    assert batch is not None
+    assert bench.engine.load == (1, 1)
+    bench.engine.finish(execute(bench.runner, batch))
+    bench.run()
+    assert bench.engine.load == (0, 0)

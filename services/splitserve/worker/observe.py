@@ -16,13 +16,16 @@ class Loaded(Protocol):
     """What is read off a core when somebody asks."""
 
     @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
     def promised_blocks(self) -> int: ...
     @property
     def refused(self) -> Mapping[RefuseReason, int]: ...
+
+
+class Engine(Protocol):
+    """What is read off an engine then, in the midst of its steps: a core hears of a step only when it has ended."""
+
+    @property
+    def load(self) -> tuple[int, int]: ...
 
 
 class Rising:
@@ -86,6 +89,7 @@ class WorkerMetrics:
         self,
         metrics: Metrics,
         core: Loaded,
+        engine: Engine,
         buses: Sequence[Bus],
         step_age_ms: Callable[[], int],
         more: Callable[[], None] = lambda: None,
@@ -93,9 +97,9 @@ class WorkerMetrics:
         self._metrics = metrics
         self._more = more
         self._gauges: tuple[tuple[Callable[[float], None], Callable[[], float]], ...] = (
-            (metrics.gauge("vllm:num_requests_running").set, lambda: core.running),
-            (metrics.gauge("vllm:num_requests_waiting").set, lambda: core.waiting),
-            (metrics.gauge("vllm:num_requests_waiting_by_reason", reason="capacity").set, lambda: core.waiting),
+            (metrics.gauge("vllm:num_requests_running").set, lambda: engine.load[0]),
+            (metrics.gauge("vllm:num_requests_waiting").set, lambda: engine.load[1]),
+            (metrics.gauge("vllm:num_requests_waiting_by_reason", reason="capacity").set, lambda: engine.load[1]),
             (metrics.gauge("splitserve_promised_blocks").set, lambda: core.promised_blocks),
             (metrics.gauge("splitserve_step_age_seconds").set, lambda: step_age_ms() / 1000),
         )

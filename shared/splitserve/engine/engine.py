@@ -67,7 +67,7 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """How many are being computed and how many wait, also while a step is under way. From any thread."""
-        return self._scheduler.load
+        return self._scheduler.counts
 
     def submit(self, command: door.Command) -> None:
         """Note a command; it is carried out between steps, never under one."""

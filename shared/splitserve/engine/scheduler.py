@@ -64,7 +64,7 @@ class Scheduler:
         return sum(job.uncached for job in self.waiting) + sum(job.uncached for job in self.computing)
 
     @property
-    def load(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         """(rows in the batch: prompts and sequences; jobs that wait), of those that are counted. From any thread."""
         rows = (*tuple(self.computing), *(sequence.job for sequence in tuple(self.running)))
         waiting = (*tuple(self.waiting), *tuple(self.loaded))
