@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from splitserve.config import HttpSettings
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, Finished, GenerationEvent, Tokens
 from support.generation import MODEL, ScriptedGeneration, ScriptedGenerator, facts, says, served, silent
@@ -139,6 +140,17 @@ async def test_a_chunked_body_is_read_whole():
             await wire.writer.drain()
         wire.writer.write(b"0\r\n\r\n")
         assert (await wire.answer())[0] == 200
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+async def test_a_proxys_prefix_may_be_left_on_the_path_or_taken_off(prefix: str):
+    http = HttpSettings(root_path="/llm/", api_key="secret")
+    async with served(ScriptedGenerator(says("Hi")), http=http) as port, client(port) as user:
+        assert (await user.get(f"{prefix}/v1/models")).status_code == 401
+        assert (await user.post(f"{prefix}{CHAT}", content=BODY)).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        assert (await user.post(f"{prefix}{CHAT}", content=BODY, headers=key)).status_code == 200
+        assert (await user.get(f"{prefix}/v1/models", headers=key)).status_code == 200
 
 
 async def test_head_is_answered_wherever_get_is():

@@ -67,13 +67,13 @@ def create_app(parts: RouterParts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        root_path=parts.http.root_path,
         exception_handlers={
             SplitserveError: on_error,
             HTTPException: on_http_exception,
             ClientGone: on_client_gone,
         },
     )
+    app.root_path = parts.http.root_path.rstrip("/")
     app.state.api = Api(
         parts=parts,
         renderer=Renderer(parts.tokenizer, parts.facts, trust_request_template=parts.trust_request_chat_template),
@@ -86,9 +86,7 @@ def create_app(parts: RouterParts) -> FastAPI:
         app.add_api_route(path, metrics, methods=["GET"], response_model=None, operation_id=f"metrics{path}")
     if parts.status is not None:
         for path, endpoint in status_routes(parts.status).items():
-            app.add_api_route(
-                path, endpoint, methods=["GET"], response_model=None, include_in_schema=path == SNAPSHOT
-            )
+            app.add_api_route(path, endpoint, methods=["GET"], response_model=None, include_in_schema=path == SNAPSHOT)
     app.add_middleware(Door, keys=ApiKeys(parts.http.api_key), observer=parts.observer)
     app.openapi = lambda: _document(app)
     return app

@@ -34,6 +34,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_prefix(scope)
         headers = Headers(scope=scope)
         visit = _Visit(scope, send, _request_id(headers))
         inner = visit.inner_scope()
@@ -63,6 +64,12 @@ class Door:
                     sent=visit.sent,
                 )
             )
+
+
+def _without_prefix(scope: Scope) -> Scope:
+    """`--root-path` off the path, for proxies that leave it on: keys, routes and metrics see one path either way."""
+    prefix, path = scope.get("root_path", ""), scope["path"]
+    return {**scope, "path": path.removeprefix(prefix)} if prefix and path.startswith(f"{prefix}/") else scope
 
 
 class _Visit:
