@@ -133,6 +133,10 @@ class HttpSettings(Group):
     max_body_bytes: Size = Field(default=8 * MIB, ge=1024, description="largest request body")
     strict_fields: bool = Field(default=False, description="refuse request fields that the API does not know")
     root_path: str = Field(default="", description="path prefix when behind a proxy")
+    allowed_origins: str = Field(
+        default="",
+        description="web pages that may call this server from a browser, comma-separated; *: all; empty: none",
+    )
     status_page: bool = Field(default=True, description="a page at / that shows workers, load and recent requests")
 
 

@@ -153,6 +153,21 @@ async def test_a_proxys_prefix_may_be_left_on_the_path_or_taken_off(prefix: str)
         assert (await user.get(f"{prefix}/v1/models", headers=key)).status_code == 200
 
 
+async def test_a_web_page_of_an_allowed_origin_may_call_and_another_may_not():
+    http = HttpSettings(allowed_origins="https://chat.example, https://b.example", api_key="secret")
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    async with served(ScriptedGenerator(says("Hi")), http=http) as port, client(port) as user:
+        preflight = await user.options(CHAT, headers={"Origin": "https://chat.example", **asks})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://chat.example"
+        refused = await user.post(CHAT, content=BODY, headers={"Origin": "https://chat.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://chat.example"
+        stranger = await user.options(CHAT, headers={"Origin": "https://evil.example", **asks})
+        assert stranger.status_code == 400
+        assert "access-control-allow-origin" not in stranger.headers
+
+
 async def test_head_is_answered_wherever_get_is():
     async with (
         served(ScriptedGenerator(says("ok")), metrics_pages={"/metrics": page}) as port,

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -88,6 +89,12 @@ def create_app(parts: RouterParts) -> FastAPI:
         for path, endpoint in status_routes(parts.status).items():
             app.add_api_route(path, endpoint, methods=["GET"], response_model=None, include_in_schema=path == SNAPSHOT)
     app.add_middleware(Door, keys=ApiKeys(parts.http.api_key), observer=parts.observer)
+    origins = [origin.strip() for origin in parts.http.allowed_origins.split(",") if origin.strip()]
+    if origins:  # outside of the door: a browser's preflight carries no key
+        exposed = ["x-request-id", "retry-after"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
+        )
     app.openapi = lambda: _document(app)
     return app
 
