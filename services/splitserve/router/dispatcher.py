@@ -14,7 +14,7 @@ from splitserve.bus.bus import Bus
 from splitserve.errors import RequestFailed, SplitserveError
 from splitserve.protocol.effects import BusDown, BusUp
 from splitserve.protocol.messages import Beat
-from splitserve.protocol.states import RequestState, Role
+from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
@@ -154,7 +154,7 @@ class Dispatcher:
         generation = self._running.pop(command.rid, None) if done else self._running.get(command.rid)
         if generation is not None:
             generation.cached_tokens = command.cached_tokens
-            if isinstance(command.event, Tokens):
+            if isinstance(command.event, Tokens) and not is_probe(command.rid):
                 self.delivered(len(command.event.ids))
             generation.put(command.event)
 
