@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -62,13 +63,18 @@ def children() -> set[str]:
     return {f"process {pid}" for pid in pids}
 
 
-def subscriptions(nats: Server) -> set[str]:
-    """Every subscription of every connection to a NATS server."""
+def connections(nats: Server) -> list[dict[str, Any]]:
+    """Every connection to a NATS server, with its subscriptions."""
     with urllib.request.urlopen(f"http://127.0.0.1:{nats.monitor}/connz?subs=1", timeout=5) as answer:
-        connections = json.load(answer)["connections"]
+        return json.load(answer)["connections"]
+
+
+def subscriptions(nats: Server, known: Container[int] = ()) -> set[str]:
+    """Every subscription to a NATS server but those of connections in `known`: of processes that several tests share."""
     return {
         f"subscription {subject} of {connection.get('name', '')} ({connection['cid']})"
-        for connection in connections
+        for connection in connections(nats)
+        if connection["cid"] not in known
         for subject in connection.get("subscriptions_list", ())
     }
 
@@ -106,7 +112,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     looks: list[Look] = [open_files, threads, children]
     if "shared_nats" in request.fixturenames:
         nats: Server = request.getfixturevalue("shared_nats")
-        looks.append(lambda: subscriptions(nats))
+        known = {connection["cid"] for connection in connections(nats)}
+        looks.append(lambda: subscriptions(nats, known))
     if "shared_redis" in request.fixturenames:
         redis: Server = request.getfixturevalue("shared_redis")
         looks.append(lambda: keys_without_expiry(redis))

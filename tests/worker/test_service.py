@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,10 @@ from splitserve.protocol.messages import (
 )
 from splitserve.protocol.params import SamplingParams
 from splitserve.protocol.states import FailReason, FinishReason, RefuseReason, Role
+from support.leaks import connections
 from support.servers import Server
 from support.waiting import until
-from support.worker_processes import RouterInTest, WorkerProcess, save_tiny_model
+from support.worker_processes import START_S, RouterInTest, WorkerProcess, save_tiny_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -83,11 +85,21 @@ class Pair:
         await self.router.ready(self.decode)
 
 
+def connected(nats: Server, *names: str) -> None:
+    """Wait until these are on the bus: from then on their subscriptions are not those of a test."""
+    give_up = time.monotonic() + START_S
+    while missing := set(names) - {connection.get("name") for connection in connections(nats)}:
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"not on the bus in {START_S:g} s: {sorted(missing)}")
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def shared_processes(shared_nats: Server, tiny_model: Path) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
     """Two workers for tests that do not hurt them."""
     prefill = WorkerProcess(Role.PREFILL, "p0", shared_nats.url, tiny_model)
     decode = WorkerProcess(Role.DECODE, "d0", shared_nats.url, tiny_model)
+    connected(shared_nats, "p0", "p0-beats", "d0", "d0-beats")
     yield prefill, decode
     prefill.kill()
     decode.kill()

@@ -139,7 +139,7 @@ class Supervisor:
         waits = [asyncio.create_task(child.wait()) for child in children]
         hurry = asyncio.create_task(at_once.wait())
         try:
-            everybody = asyncio.gather(*waits)
+            everybody = asyncio.gather(*waits, return_exceptions=True)  # one that is cancelled below is no error
             await asyncio.wait([everybody, hurry], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hurry.cancel()
