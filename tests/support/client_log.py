@@ -95,15 +95,6 @@ class Client:
                     return
         raise AssertionError(f"the answer of {tokens} tokens ended before it was left")
 
-    async def leave_unanswered(self, prompt: list[int], after_s: float) -> None:
-        """Hang up before the first token."""
-        asked = self.api.completions.create(model=self.model, prompt=prompt, max_tokens=4)
-        try:
-            await asyncio.wait_for(asked, after_s)
-        except TimeoutError:
-            return
-        raise AssertionError(f"{len(prompt)} tokens were read in {after_s} s")
-
     async def refused(self, **changes: object) -> int:
         """Ask for something that is not taken; gives the HTTP status."""
         body: dict[str, object] = {"model": self.model, "prompt": "No", "max_tokens": 4, **changes}

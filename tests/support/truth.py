@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ FLEET = "fleet"
 FLAGS = (
     "--dtype", "float32", "--log-format", "text", "--prefill", "1", "--decode", "2", "--split", "always",
     "--kv-transport", "shm", "--kv-cache-memory-bytes", "24MiB", "--max-waiting-requests", "6", "--api-key", KEY,
-    "--threads", "1", "--legacy-metrics",
+    "--threads", "1", "--max-num-batched-tokens", "128", "--legacy-metrics",
 )  # fmt: skip
 FREEZE_S = 1.0
 LONG = "The lighthouse keeper wrote down the weather, the ships and the birds of every day of the year. "
@@ -108,7 +109,7 @@ class Teller:
         self.client.log.add(answer.usage, [choice.finish_reason for choice in answer.choices])
         await whole(self.ids(20), 1)
 
-    async def rough(self) -> int:
+    async def rough(self, watch: Watch) -> int:
         """Refusals, clients that leave, a burst, a freeze. Gives how many clients left."""
         client = self.client
         await client.refused(prompt=[5] * 20_000)
@@ -119,9 +120,9 @@ class Teller:
         await self._bad_key()
         for events in (1, 2):
             await client.leave(self.ids(30), 64, events=events)
-        await client.leave_unanswered(self.ids(480), 0.15)
+        await self._leave_unanswered()
         await client.burst([self.ids(60) for _ in range(48)], 48)
-        await self._freeze()
+        await self._freeze(watch)
         return 3
 
     async def _bad_key(self) -> None:
@@ -130,29 +131,44 @@ class Teller:
         self.client.log.refused += thief.log.refused
         await thief.api.close()
 
-    async def _freeze(self) -> None:
-        """Decode stands still for a second while prompts are read: handles wait under their leases."""
+    async def _leave_unanswered(self) -> None:
+        """A client hangs up before its first token: prefill stands still meanwhile."""
+        self._send("prefill", signal.SIGSTOP)
+        asked = asyncio.create_task(self.client.whole(self.ids(40), 4))
+        async with asyncio.timeout(30):
+            while not total([await fetch(self.urls["router-0"])], "splitserve_requests"):
+                pass
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        self._send("prefill", signal.SIGCONT)
+
+    async def _freeze(self, watch: Watch) -> None:
+        """Decode stands still now and again while prompts are read, until handles were seen that wait under a lease."""
         enough = asyncio.Event()
 
         async def ask() -> None:
             while not enough.is_set():
                 await self.client.whole(self.ids(150), 4)
 
+        def seen() -> bool:
+            prefill, router = watch.highest["prefill-0"], watch.highest["router-0"]
+            return bool(total([prefill], "splitserve_kv_leases")) and bool(
+                total([router], "splitserve_requests", state="transferring")
+            )
+
         asking = [asyncio.create_task(ask()) for _ in range(3)]
-        await self._seen("prefill-0", "vllm:num_requests_running")
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for name in self.cluster.names("decode"):
-                self.cluster.send(name, number)
-            if number is signal.SIGSTOP:
-                await asyncio.sleep(FREEZE_S)
+        for _ in range(10):
+            self._send("decode", signal.SIGSTOP)
+            await asyncio.sleep(FREEZE_S)
+            self._send("decode", signal.SIGCONT)
+            if seen():
+                break
         enough.set()
         await asyncio.gather(*asking)
 
-    async def _seen(self, who: str, name: str, within_s: float = 60) -> None:
-        """Wait until this gauge of this process is not 0."""
-        async with asyncio.timeout(within_s):
-            while not total([await fetch(self.urls[who])], name):
-                pass
+    def _send(self, role: str, number: int) -> None:
+        for name in self.cluster.names(role):
+            self.cluster.send(name, number)
 
     async def killed(self) -> None:
         """A decode worker dies under four answers and comes again under its name."""
@@ -182,7 +198,7 @@ async def tell(cluster: Cluster) -> Story:
         pages = [await teller.pages()]
         parts: list[Part] = []
         left = 0
-        for part in (teller.streams, teller.mixed, teller.rough, teller.killed):
+        for part in (teller.streams, teller.mixed, partial(teller.rough, watch), teller.killed):
             left += await part() or 0
             pages.append(await teller.pages())
             parts.append(Part(teller.take_log(), pages[-2], pages[-1]))

@@ -142,3 +142,14 @@ async def test_a_stop_gives_up_on_a_step_that_never_ends() -> None:
         made.add("a")
         await until(lambda: made.host.step_age_ms > 0, "a step under way")
         assert not await made.host.stop(within_s=0.05)
+
+
+async def test_what_arrives_under_a_step_counts_as_waiting() -> None:
+    async with running() as made:
+        made.runner.gate.clear()
+        made.add("a")
+        await until(lambda: made.host.step_age_ms > 0 and made.host.load[0] == 1, "the step of the first")
+        made.add("b")
+        assert made.host.load == (1, 1)
+        made.runner.gate.set()
+        await until(lambda: made.host.load == (0, 0), "the end of both")

@@ -17,10 +17,6 @@ PROBE = door.StepStats(0.02, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0)
 SIZES = ModelSizes(hidden=8, feed_forward=16, vocabulary=100, layers=(LayerSizes(8, 8),), item_bytes=2)
 
 
-class Engine:
-    load = (3, 2)
-
-
 class Core:
     promised_blocks = 7
 
@@ -58,7 +54,7 @@ def test_a_step_that_only_answered_a_probe_moves_no_counter() -> None:
 
 def test_gauges_are_read_when_the_page_is_asked_for_and_refusals_rise() -> None:
     metrics, core, age_ms = made(), Core(), [0]
-    observed = WorkerMetrics(metrics, core, Engine(), (), lambda: age_ms[0])
+    observed = WorkerMetrics(metrics, core, lambda: (3, 2), (), lambda: age_ms[0])
     observed.page()
     core.refused[RefuseReason.FULL] += 2
     age_ms[0] = 1500

@@ -24,6 +24,8 @@ class EngineLike(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+    @property
+    def load(self) -> tuple[int, int]: ...
     def submit(self, command: door.Command) -> None: ...
     def answer(self) -> door.Batch | None: ...
     def step(self) -> door.Batch | None: ...
@@ -75,6 +77,13 @@ class Host:
         """How long the step under way has been running; 0 between steps. A wedged engine is seen by it."""
         began = self._step_began
         return 0 if began is None else int((time.monotonic() - began) * 1000)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many are being computed and how many wait, those included that the engine has not taken in yet."""
+        running, waiting = self._engine.load
+        coming = (c for c in tuple(self._commands) if isinstance(c, door.Add) and c.mode is not door.Mode.AWAIT)
+        return running, waiting + sum(add.counted for add in coming)
 
     async def stop(self, within_s: float = 5.0) -> bool:
         """End the thread behind the step under way; False when that does not end in time (it is a daemon)."""

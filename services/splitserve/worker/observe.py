@@ -21,13 +21,6 @@ class Loaded(Protocol):
     def refused(self) -> Mapping[RefuseReason, int]: ...
 
 
-class Engine(Protocol):
-    """What is read off an engine then, in the midst of its steps: a core hears of a step only when it has ended."""
-
-    @property
-    def load(self) -> tuple[int, int]: ...
-
-
 class Rising:
     """A counter that follows a total counted elsewhere."""
 
@@ -83,13 +76,16 @@ class StepMetrics:
 
 
 class WorkerMetrics:
-    """The page: gauges are read when it is asked for. `more` refreshes a role's own."""
+    """The page: gauges are read when it is asked for. `more` refreshes a role's own.
+
+    `load` is (running, waiting) off the engine, in the midst of its steps: a core hears of a step when it has ended.
+    """
 
     def __init__(
         self,
         metrics: Metrics,
         core: Loaded,
-        engine: Engine,
+        load: Callable[[], tuple[int, int]],
         buses: Sequence[Bus],
         step_age_ms: Callable[[], int],
         more: Callable[[], None] = lambda: None,
@@ -97,9 +93,9 @@ class WorkerMetrics:
         self._metrics = metrics
         self._more = more
         self._gauges: tuple[tuple[Callable[[float], None], Callable[[], float]], ...] = (
-            (metrics.gauge("vllm:num_requests_running").set, lambda: engine.load[0]),
-            (metrics.gauge("vllm:num_requests_waiting").set, lambda: engine.load[1]),
-            (metrics.gauge("vllm:num_requests_waiting_by_reason", reason="capacity").set, lambda: engine.load[1]),
+            (metrics.gauge("vllm:num_requests_running").set, lambda: load()[0]),
+            (metrics.gauge("vllm:num_requests_waiting").set, lambda: load()[1]),
+            (metrics.gauge("vllm:num_requests_waiting_by_reason", reason="capacity").set, lambda: load()[1]),
             (metrics.gauge("splitserve_promised_blocks").set, lambda: core.promised_blocks),
             (metrics.gauge("splitserve_step_age_seconds").set, lambda: step_age_ms() / 1000),
         )

@@ -187,7 +187,7 @@ async def _serve(
     parts = await make(Parts(settings, machine, subjects, metrics, faults, tracer, events.put, stack))
     core = parts.core
     steps = StepMetrics(metrics, Estimator(machine.sizes))
-    observed = WorkerMetrics(metrics, core, machine.engine, (bus, beats), lambda: host.step_age_ms, parts.refresh)
+    observed = WorkerMetrics(metrics, core, lambda: host.load, (bus, beats), lambda: host.step_age_ms, parts.refresh)
     metrics.gauge("vllm:cache_config_info", **machine.cache_config).set(1)
 
     def on_batch(batch: door.Batch) -> None:
