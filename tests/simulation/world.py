@@ -132,7 +132,8 @@ class World:
         for client in self.clients:
             every_request_ended_in_time(client, clock.now, self.frozen_s)
             every_error_has_a_cause(client, schedule)
-            a_poison_is_found_out(client, self.deaths[client.rid])
+            others = sum(bool(other.plan.poison) for other in self.clients if other is not client)
+            a_poison_is_found_out(client, self.deaths[client.rid], others)
             nobody_queues_for_ever(
                 client, self.router.states.get(client.rid), self.routing.queue_timeout + self.frozen_s
             )
