@@ -19,6 +19,19 @@ from support.waiting import until
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.slow]
 
 PROMPT = "The heron counts its fishes"
+EVERY_SPAN = {
+    "text_completion",
+    "tokenise",
+    "generate",
+    "place",
+    "reserve",
+    "prefill",
+    "queue",
+    "compute",
+    "kv_transfer",
+    "decode",
+    "first_step",
+}
 CALLER_SPAN = "cd" * 8
 
 
@@ -51,13 +64,12 @@ async def complete(cluster: Cluster, trace_id: str, *, flags: str = "01", tokens
 
 
 async def whole(collector: Collector, trace_id: str) -> dict[str, Seen]:
-    """The spans of a trace by name, `queue` by its parent's, once the root and the last decode are in."""
+    """The spans of a trace by name, `queue` by its parent's, once all processes have sent theirs."""
 
     def there() -> bool:
-        names = [span.name for span in collector.of(trace_id)]
-        return "decode" in names and any(name.startswith("text_completion ") for name in names)
+        return {span.name.partition(" ")[0] for span in collector.of(trace_id)} >= EVERY_SPAN
 
-    await until(there, "the root span and a decode", 20)
+    await until(there, f"the spans {sorted(EVERY_SPAN)}", 20)
     spans = collector.of(trace_id)
     names = {span.id: span.name for span in spans}
     return {f"{names[s.parent]}/queue" if s.name == "queue" else s.name.partition(" ")[0]: s for s in spans}
@@ -121,8 +133,12 @@ async def test_a_killed_decode_worker_shows_as_a_resume_in_the_same_trace(
     assert resume["splitserve.output_tokens"] > 0
     assert decode.attributes["splitserve.decode.attempt"] == resume["splitserve.decode.attempt"] > 1
     assert decode.parent == generate.id
-    prefills = [span for span in collector.of(trace_id) if span.name == "prefill"]
-    assert sorted(span.attributes["splitserve.prefill.attempt"] for span in prefills) == [1, 2]
+
+    def prefills() -> list[Seen]:
+        return [span for span in collector.of(trace_id) if span.name == "prefill"]
+
+    await until(lambda: len(prefills()) >= 2, "both prefills", 20)
+    assert sorted(span.attributes["splitserve.prefill.attempt"] for span in prefills()) == [1, 2]
     assert generate.attributes["splitserve.workers_lost"] == 1
     assert not spans["text_completion"].failed
     await cluster.everybody_ready()
