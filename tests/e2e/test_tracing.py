@@ -64,7 +64,7 @@ async def complete(cluster: Cluster, trace_id: str, *, flags: str = "01", tokens
 
 
 async def whole(collector: Collector, trace_id: str) -> dict[str, Seen]:
-    """The spans of a trace by name, `queue` by its parent's, once all processes have sent theirs."""
+    """The spans of a trace by name, once all processes have sent theirs; `queue` by its parent's, which a killed worker never sent."""
 
     def there() -> bool:
         return {span.name.partition(" ")[0] for span in collector.of(trace_id)} >= EVERY_SPAN
@@ -72,7 +72,7 @@ async def whole(collector: Collector, trace_id: str) -> dict[str, Seen]:
     await until(there, f"the spans {sorted(EVERY_SPAN)}", 20)
     spans = collector.of(trace_id)
     names = {span.id: span.name for span in spans}
-    return {f"{names[s.parent]}/queue" if s.name == "queue" else s.name.partition(" ")[0]: s for s in spans}
+    return {f"{names.get(s.parent, 'lost')}/queue" if s.name == "queue" else s.name.partition(" ")[0]: s for s in spans}
 
 
 async def test_a_request_is_one_trace_over_router_prefill_transfer_and_decode(
