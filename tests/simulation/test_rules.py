@@ -14,6 +14,8 @@ from simulation.focuses import FOCUSES
 from simulation.hunt import harm
 from simulation.world import all_rules, run
 
+pytestmark = pytest.mark.slow  # all together: tens of seconds
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
