@@ -78,7 +78,6 @@ async def test_a_request_gets_its_answer(shared_nats: Server, connect: Connect) 
     assert reply_to
     await b.answer(reply_to, Pong(7))
     assert await asking == Pong(7)
-    assert a.counters.round_trip_s > 0
 
 
 async def test_nobody_listening_is_known_at_once(shared_nats: Server, connect: Connect) -> None:

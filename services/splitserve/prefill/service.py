@@ -18,8 +18,7 @@ from splitserve.protocol.states import Role
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.identity import found_at
 from splitserve.runtime.process import Signals
-from splitserve.telemetry.metrics import Metrics
-from splitserve.worker.observe import Rising
+from splitserve.telemetry.metrics import Metrics, Rising
 from splitserve.worker.rules import Limits
 from splitserve.worker.service import Parts, RoleParts, run_worker
 

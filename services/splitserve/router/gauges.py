@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter as Count
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.router.dispatcher import Dispatcher
 from splitserve.store.store import Store
-from splitserve.telemetry.metrics import Metrics
+from splitserve.telemetry.metrics import Metrics, Rising
 
 # why a worker was given up, in the core's words -> the label; the first that begins so
 _CAUSES = (
@@ -25,33 +24,25 @@ _CAUSES = (
 )
 
 
-@dataclass
-class Rising:
-    """Counters that somebody else counts: what came since the last look is added to ours."""
-
-    seen: dict[str, int] = field(default_factory=dict[str, int])
-
-    def since(self, what: str, now: int) -> int:
-        before, self.seen[what] = self.seen.get(what, 0), now
-        return now - before
-
-
 class Gauges:
     """`refresh` sets everything."""
 
     def __init__(self, metrics: Metrics, dispatcher: Dispatcher, store: Store) -> None:
         self._dispatcher = dispatcher
         self._store = store
-        self._rising = Rising()
         self._happened = Happened(metrics)
+        self._seen: Count[str] = Count()  # of the core's counts, at the last look
         self._live = {
             state: metrics.gauge("splitserve_requests", state=state) for state in RequestState if not state.terminal
         }
         self._workers = {role: metrics.gauge("splitserve_workers", role=role) for role in (Role.PREFILL, Role.DECODE)}
         self._oldest = metrics.gauge("splitserve_oldest_request_age_seconds")
         self._degraded = metrics.gauge("splitserve_state_degraded")
-        self._bus_errors = metrics.counter("splitserve_bus_errors")
-        self._bus_reconnects = metrics.counter("splitserve_bus_reconnects")
+        bus = dispatcher.bus.counters
+        self._rising = (
+            Rising(metrics.counter("splitserve_bus_errors").inc, lambda: bus.errors),
+            Rising(metrics.counter("splitserve_bus_reconnects").inc, lambda: bus.reconnects),
+        )
 
     def refresh(self) -> None:
         live = self._dispatcher.live_requests()
@@ -63,13 +54,12 @@ class Gauges:
             gauge.set(roles[role])
         self._oldest.set(self._dispatcher.oldest_age_s())
         self._degraded.set(self._store.degraded)
-        bus = self._dispatcher.bus.counters
-        self._bus_errors.inc(self._rising.since("errors", bus.errors))
-        self._bus_reconnects.inc(self._rising.since("reconnects", bus.reconnects))
-        for what, now in self._dispatcher.counts().items():
-            rose = self._rising.since(what, now)
-            if rose:
-                self._happened.rose(what, rose)
+        for counter in self._rising:
+            counter.refresh()
+        counts = Count(self._dispatcher.counts())
+        for what, rose in (counts - self._seen).items():
+            self._happened.rose(what, rose)
+        self._seen = counts
 
 
 class Happened:

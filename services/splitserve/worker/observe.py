@@ -8,7 +8,7 @@ from typing import Protocol
 from splitserve.bus.bus import Bus
 from splitserve.engine import door
 from splitserve.protocol.states import RefuseReason
-from splitserve.telemetry.metrics import Metrics
+from splitserve.telemetry.metrics import Metrics, Rising
 from splitserve.worker.estimates import Estimator
 
 
@@ -19,20 +19,6 @@ class Loaded(Protocol):
     def promised_blocks(self) -> int: ...
     @property
     def refused(self) -> Mapping[RefuseReason, int]: ...
-
-
-class Rising:
-    """A counter that follows a total counted elsewhere."""
-
-    def __init__(self, inc: Callable[[float], None], total: Callable[[], int]) -> None:
-        self._inc = inc
-        self._total = total
-        self._seen = 0
-
-    def refresh(self) -> None:
-        total = self._total()
-        self._inc(total - self._seen)
-        self._seen = total
 
 
 class StepMetrics:

@@ -39,12 +39,11 @@ class RequestTimeout(BusUnavailable):
 
 @dataclass(slots=True)
 class BusCounters:
-    """What went wrong on one connection, for metrics; `round_trip_s` is the last measured."""
+    """What went wrong on one connection, for metrics."""
 
     errors: int = 0
     unreadable: int = 0
     reconnects: int = 0
-    round_trip_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -128,7 +127,6 @@ class Bus:
         Raises NoResponders, RequestTimeout, or a ProtocolError for an answer that cannot be read.
         """
         data, headers = self._checked(message)
-        began = asyncio.get_running_loop().time()
         try:
             answer = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError as error:
@@ -137,7 +135,6 @@ class Bus:
             raise RequestTimeout(f"no answer on {subject} in {timeout_s:g} s") from error
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
-        self.counters.round_trip_s = asyncio.get_running_loop().time() - began
         return decode(answer.data, answer.headers)
 
     async def answer(self, reply_to: str, message: Message) -> None:

@@ -6,7 +6,6 @@ start at the same time take a lock file in turn.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -14,16 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from splitserve.deadlines import Deadline
 from splitserve.errors import DependencyMissing, ModelUnavailable
+from splitserve.model.lock import locked
 from splitserve.tether import tethered
 
 Progress = Callable[[str], None]  # called with what is being done now, for a person
@@ -71,9 +69,12 @@ def packaged_folder(
         return folder
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f".{model.name}.lock", lock_timeout_s, progress):
+        waiting = partial(progress, "waiting for another process that prepares the model")
+        with locked(cache_dir / f".{model.name}.lock", lock_timeout_s, waiting):
             if not folder.is_dir():
                 _make(model, folder, progress)
+    except TimeoutError as error:
+        raise ModelUnavailable(str(error)) from error
     except OSError as error:
         raise ModelUnavailable(
             f"cannot prepare {model.name} in {cache_dir}: {error.strerror or error}; name another folder with --cache-dir"
@@ -164,22 +165,3 @@ def _last_error(lines: Sequence[str]) -> str:
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     said = [line for line in lines[:-1] if line]
     return (errors or said or list(lines))[-1].rstrip(".")
-
-
-@contextmanager
-def _locked(path: Path, timeout_s: float, progress: Progress) -> Generator[None, None, None]:
-    """Hold `path` exclusively. The kernel lets go of it when the holder dies."""
-    deadline = Deadline.after(timeout_s, time.monotonic(), f"the lock {path}")
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if deadline.over(time.monotonic()):
-                    raise ModelUnavailable(
-                        f"another process has held {path} for {timeout_s:g} s: is it stuck? Stop it and start again"
-                    ) from None
-                progress("waiting for another process that prepares the model")
-                time.sleep(0.2)
-        yield

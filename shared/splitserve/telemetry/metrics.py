@@ -114,6 +114,20 @@ class Metrics:
         return (self.registry, self._older) if self._older else (self.registry,)
 
 
+class Rising:
+    """A counter that follows a total counted elsewhere."""
+
+    def __init__(self, inc: Callable[[float], None], total: Callable[[], int]) -> None:
+        self._inc = inc
+        self._total = total
+        self._seen = 0
+
+    def refresh(self) -> None:
+        total = self._total()
+        self._inc(total - self._seen)
+        self._seen = total
+
+
 class _Joined(Collector):
     """Several collectors as one."""
 

@@ -5,19 +5,18 @@ No wheel of ours is tied to a CPU or a torch build: what is cached is named by a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from splitserve.errors import DependencyMissing
+from splitserve.model.lock import locked
 from splitserve.tether import tethered
 
 _SOURCE = "attention.cpp"
@@ -29,7 +28,7 @@ _CAPABILITIES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16
 
 def refusal() -> str | None:
     """None where the kernels can run, else one clause saying why not. What compiling needs is looked for by `build`."""
-    if not hasattr(os, "sched_getaffinity"):
+    if sys.platform != "linux":
         return "they are built on Linux only"
     offered = torch.cpu.get_capabilities()
     missing = [name for name in _CAPABILITIES if not offered.get(name)]
@@ -48,7 +47,7 @@ def library_path(cache: Path) -> Path:
 def build(cache: Path) -> Path:
     """Compile unless it is there; other processes wait for the one that compiles. Blocks for seconds to minutes.
 
-    DependencyMissing without a compiler, or when it fails.
+    DependencyMissing without a compiler, when it fails, or when another process holds the lock for longer than it may take.
     """
     target = library_path(cache)
     if target.exists():
@@ -58,7 +57,7 @@ def build(cache: Path) -> Path:
         raise DependencyMissing("no C++ compiler was found (g++, clang++ or $CXX)")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with locked(target.with_suffix(".lock"), _COMPILE_TIMEOUT_S):
             if not target.exists():
                 _compile(compiler, target)
     except OSError as error:
@@ -107,11 +106,3 @@ def _flags() -> list[str]:
         "-DAT_PARALLEL_OPENMP=1",
         *(f"-m{isa}" for isa in _ISA),
     ]
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """One process at a time. The lock goes with its holder, so nobody waits longer than a compiler may take."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
