@@ -74,8 +74,9 @@ async def test_a_subscription_that_nobody_ended_is_named(shared_nats: Server) ->
     bus = await Bus.connect(shared_nats.url, name="leaky", role="router", connect_timeout_s=10)
     await bus.subscribe("t.leak", lambda _message, _reply_to: None)
     await bus.flush(2)
-    assert any("t.leak of leaky" in what for what in leaks.subscriptions(shared_nats) - before)
+    found = leaks.subscriptions(shared_nats) - before
     await bus.close()
+    assert any("t.leak of leaky" in what for what in found)
 
 
 def test_a_key_that_never_expires_is_named(shared_redis: Server) -> None:

@@ -67,6 +67,15 @@ async def test_messages_on_one_subject_arrive_in_order(shared_nats: Server, conn
     assert [m.pa for m in got if isinstance(m, Cancel)] == list(range(200))
 
 
+async def test_after_a_flush_the_server_knows_every_subscription(shared_nats: Server, connect: Connect) -> None:
+    a, b = await connect(shared_nats.url), await connect(shared_nats.url)
+    for n in range(300):  # nats-py's own flush leaves about one in a hundred behind
+        await b.subscribe(f"t.known.{n}", Inbox())
+        await b.flush(2)
+        with pytest.raises(RequestTimeout):  # and not NoResponders
+            await a.request(f"t.known.{n}", Ping(n), 0.001)
+
+
 async def test_a_request_gets_its_answer(shared_nats: Server, connect: Connect) -> None:
     a, b = await connect(shared_nats.url), await connect(shared_nats.url)
     inbox = Inbox()

@@ -12,6 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
 
+from splitserve.bus.bus import flush
 from splitserve.protocol.subjects import Subjects
 from support.processes import ROOT
 from support.servers import Server, binary, free_port
@@ -97,7 +98,7 @@ class Party:
         return await self._forbidden()
 
     async def _forbidden(self) -> set[str]:
-        await self.client.flush()  # the server answers in order, so all refusals are here; their callbacks run next
+        await flush(self.client, 5)  # the server answers in order, so all refusals are here; their callbacks run next
         await asyncio.sleep(QUIET_S)
         told, self._told = self._told, []
         found = [re.search(r'permissions violation for \w+ to "(\S+)"', line, re.IGNORECASE) for line in told]
@@ -140,7 +141,7 @@ async def test_a_worker_answers_what_it_was_asked(parties: dict[str, Party]) -> 
         await message.respond(b"accepted")
 
     await parties["decode"].client.subscribe(subject, cb=answer)
-    await parties["decode"].client.flush()
+    await flush(parties["decode"].client, 5)
     reply = await parties["router"].client.request(subject, b"job", timeout=2)
     assert reply.data == b"accepted"
     assert await parties["decode"].forbidden_to_send(()) == set()
