@@ -22,7 +22,7 @@ from splitserve.protocol.states import FinishReason, RequestState
 from splitserve.protocol.subjects import Subjects
 from splitserve.router.core import RouterCore
 from splitserve.router.dispatcher import Dispatcher
-from splitserve.router.generation import Done, Finished, Submission, Tokens
+from splitserve.router.generation import Done, Finished, GenerationEvent, Submission, Tokens
 from splitserve.router.lifecycle import Lifecycle
 from splitserve.router.records import Record
 from support.router_bench import worker_beat
@@ -142,17 +142,21 @@ async def run(stage: Stage, sub: Submission) -> tuple[list[int], list[FinishReas
     """A whole generation as an endpoint reads it."""
     ids: list[int] = []
     reasons: list[FinishReason] = []
-    async with stage.dispatcher.submit(sub) as generation:
-        async for event in generation.events():
-            match event:
-                case Tokens():
-                    assert event.first_index == len(ids)
-                    ids += event.ids
-                case Finished():
-                    reasons.append(event.reason)
-                case Done():
-                    return ids, reasons, event
-    raise AssertionError("the events ended without Done")
+    events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
+    async with stage.dispatcher.submit(sub, events.put_nowait):
+        while True:
+            match await events.get():
+                case Tokens() as new:
+                    assert new.first_index == len(ids)
+                    ids += new.ids
+                case Finished(_, reason):
+                    reasons.append(reason)
+                case Done() as done:
+                    return ids, reasons, done
+
+
+def nobody(event: GenerationEvent) -> None:
+    """Hears what no test asks for."""
 
 
 async def test_a_request_runs_over_the_bus_and_its_slot_is_acknowledged(shared_nats: Server) -> None:
@@ -181,7 +185,7 @@ async def test_many_requests_at_once_keep_their_tokens_apart(shared_nats: Server
 async def test_without_a_worker_submit_refuses_before_anything_is_sent(shared_nats: Server) -> None:
     async with router(shared_nats.url) as stage:
         with pytest.raises(NoWorkers, match="no decode worker serves 'm'"):
-            stage.dispatcher.submit(submission())
+            stage.dispatcher.submit(submission(), nobody)
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back(shared_nats: Server) -> None:
@@ -192,12 +196,12 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(shared_nats: Server
     ):
         await stage.knows("d0")
         worker.held.clear()
-        await clients.enter_async_context(stage.dispatcher.submit(submission("fills the pool", ids=10_000)))
+        await clients.enter_async_context(stage.dispatcher.submit(submission("fills the pool", ids=10_000), nobody))
         await stage.decoding()
-        await clients.enter_async_context(stage.dispatcher.submit(submission("waits", ids=10_000)))
+        await clients.enter_async_context(stage.dispatcher.submit(submission("waits", ids=10_000), nobody))
         await until(lambda: stage.core.waiting.requests == 1, "one that waits")
         with pytest.raises(Overloaded) as caught:
-            stage.dispatcher.submit(submission("third"))
+            stage.dispatcher.submit(submission("third"), nobody)
         assert caught.value.retry_after_s
 
 
@@ -205,7 +209,7 @@ async def test_leaving_cancels_the_work(shared_nats: Server) -> None:
     async with router(shared_nats.url) as stage, LittleWorker.on(shared_nats.url, stage.subjects, "d0") as worker:
         await stage.knows("d0")
         worker.held.clear()
-        async with stage.dispatcher.submit(submission()):
+        async with stage.dispatcher.submit(submission(), nobody):
             await until(lambda: bool(worker.all(DecodeJob)), "the job")
             await stage.decoding()
         await until(lambda: bool(worker.all(Cancel)), "a Cancel")
@@ -217,10 +221,11 @@ async def test_a_stopped_answer_ends_like_a_finish(shared_nats: Server) -> None:
     async with router(shared_nats.url) as stage, LittleWorker.on(shared_nats.url, stage.subjects, "d0") as worker:
         await stage.knows("d0")
         worker.held.clear()
-        async with stage.dispatcher.submit(submission()) as generation:
+        events: list[GenerationEvent] = []
+        async with stage.dispatcher.submit(submission(), events.append) as generation:
             await stage.decoding()
             generation.stop(0)
-            events = [event async for event in generation.events()]
+            await until(lambda: len(events) == 2, "its end")
         first, last = events
         assert first == Finished(0, FinishReason.STOP)
         assert isinstance(last, Done)
@@ -252,7 +257,7 @@ async def test_a_worker_that_never_answers_does_not_hold_a_request_for_ever(shar
 def _bus_is_away(stage: Stage) -> bool:
     """A new request is refused for the bus; one that would be admitted is not started."""
     try:
-        stage.dispatcher.submit(submission("b"))
+        stage.dispatcher.submit(submission("b"), nobody)
     except BusUnavailable:
         return True
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -12,13 +12,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from splitserve.config import HttpSettings, RoutingSettings
-from splitserve.errors import SplitserveError
 from splitserve.model.facts import GenerationDefaults, ModelFacts
 from splitserve.model.tokenizer import Tokenizer
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
 from splitserve.router.app import create_app
-from splitserve.router.generation import Done, Finished, GenerationEvent, Submission, Tokens
+from splitserve.router.generation import Done, Finished, GenerationEvent, Hear, Submission, Tokens
 from splitserve.router.parts import RouterParts
 from splitserve.router.protocol import RouterProtocol
 from splitserve.runtime.http import bind, port_of, serving
@@ -35,26 +34,34 @@ Play = Callable[["ScriptedGeneration"], AsyncIterator[GenerationEvent]]
 class ScriptedGeneration:
     """Plays one script; remembers what was done to it."""
 
-    def __init__(self, submission: Submission, play: Play) -> None:
+    def __init__(self, submission: Submission, play: Play, hear: Hear) -> None:
         self.submission = submission
         self.cached_tokens = 4
         self.stopped: list[int] = []
         self.left = asyncio.Event()
         self.entered = False
         self._play = play
+        self._hear = hear
+        self._playing: asyncio.Task[None] | None = None
 
     def stop(self, choice: int) -> None:
         self.stopped.append(choice)
 
-    def events(self) -> AsyncIterator[GenerationEvent]:
-        return self._play(self)
-
     async def __aenter__(self) -> ScriptedGeneration:
         self.entered = True
+        self._playing = asyncio.create_task(self._tell(), name=f"script of {self.submission.rid}")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._playing is not None:
+            self._playing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._playing
         self.left.set()
+
+    async def _tell(self) -> None:
+        async for event in self._play(self):
+            self._hear(event)
 
 
 class ScriptedGenerator:
@@ -63,13 +70,13 @@ class ScriptedGenerator:
     def __init__(self, play: Play) -> None:
         self._play = play
         self.submitted: list[ScriptedGeneration] = []
-        self.refuse: SplitserveError | None = None
+        self.refuse: Exception | None = None
         self.arrival = asyncio.Event()
 
-    def submit(self, submission: Submission) -> ScriptedGeneration:
+    def submit(self, submission: Submission, hear: Hear) -> ScriptedGeneration:
         if self.refuse is not None:
             raise self.refuse
-        self.submitted.append(ScriptedGeneration(submission, self._play))
+        self.submitted.append(ScriptedGeneration(submission, self._play, hear))
         self.arrival.set()
         return self.submitted[-1]
 

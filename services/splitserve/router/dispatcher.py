@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 from splitserve.bus.bus import Bus
@@ -19,7 +19,7 @@ from splitserve.protocol.subjects import Subjects
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
 from splitserve.router.fleet import Life
-from splitserve.router.generation import Done, GenerationEvent, Submission, Tokens
+from splitserve.router.generation import Done, Hear, Submission, Tokens
 from splitserve.router.records import Record
 from splitserve.router.spans import GenerationSpans
 from splitserve.runtime.heartbeat import Heartbeat
@@ -83,7 +83,7 @@ class Dispatcher:
     async def close(self) -> None:
         """End what still runs, with an error for its client and a Cancel for its workers, and disconnect."""
         for generation in list(self._running.values()):
-            generation.put(Done(RequestFailed("the router is stopping")))
+            generation.hear(Done(RequestFailed("the router is stopping")))
             self.leave(generation.rid)
         with suppress(TimeoutError):  # then the workers notice our silence
             await self._shell.settled(CLOSE_S)
@@ -91,12 +91,12 @@ class Dispatcher:
 
     # --- generation.Generator ---
 
-    def submit(self, submission: Submission) -> RunningGeneration:
+    def submit(self, submission: Submission, hear: Hear) -> RunningGeneration:
         """Admit a request; it starts with `async with`. Raises Overloaded, BusUnavailable, NoWorkers."""
         refusal = self._core.refusal(submission, self._loop.time())
         if refusal is not None:
             raise refusal
-        return RunningGeneration(self, submission)
+        return RunningGeneration(self, submission, hear)
 
     def start(self, generation: RunningGeneration) -> None:
         self._running[generation.rid] = generation
@@ -156,7 +156,7 @@ class Dispatcher:
             generation.cached_tokens = command.cached_tokens
             if isinstance(command.event, Tokens) and not is_probe(command.rid):
                 self.delivered(len(command.event.ids))
-            generation.put(command.event)
+            generation.hear(command.event)
 
     def _save(self, command: Save) -> None:
         record = command.record
@@ -174,25 +174,15 @@ class Dispatcher:
 class RunningGeneration:
     """One request as its endpoint has it (`generation.Generation`)."""
 
-    def __init__(self, dispatcher: Dispatcher, submission: Submission) -> None:
+    def __init__(self, dispatcher: Dispatcher, submission: Submission, hear: Hear) -> None:
         self.submission = submission
         self.rid = submission.rid
+        self.hear = hear
         self.cached_tokens = 0
         self._dispatcher = dispatcher
-        self._events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
-
-    def put(self, event: GenerationEvent) -> None:
-        self._events.put_nowait(event)
 
     def stop(self, choice: int) -> None:
         self._dispatcher.stop(self.rid, choice)
-
-    async def events(self) -> AsyncIterator[GenerationEvent]:
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, Done):
-                return
 
     async def __aenter__(self) -> RunningGeneration:
         self._dispatcher.start(self)

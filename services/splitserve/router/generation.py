@@ -1,11 +1,11 @@
-"""The border between the OpenAI endpoints and the request's life: one submission in, one stream of events out.
+"""The border between the OpenAI endpoints and the request's life: one submission in, its events told one by one.
 
 Ids only: text, stop strings and the wire format of answers are the endpoint's; workers, attempts and retries are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,6 +64,7 @@ class Done:
 
 
 GenerationEvent = Tokens | Finished | Done
+Hear = Callable[[GenerationEvent], None]  # called from the event loop; it only enqueues
 
 
 class Generation(Protocol):
@@ -78,10 +79,6 @@ class Generation(Protocol):
         """A stop string was met: this answer needs no more tokens. It ends like a finish."""
         ...
 
-    def events(self) -> AsyncIterator[GenerationEvent]:
-        """Events up to and including Done, batched by nothing but arrival. Never raises for a request's failure."""
-        ...
-
     async def __aenter__(self) -> Generation: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
@@ -90,8 +87,8 @@ class Generation(Protocol):
 class Generator(Protocol):
     """What an endpoint needs of the router."""
 
-    def submit(self, submission: Submission) -> Generation:
-        """Admit a request.
+    def submit(self, submission: Submission, hear: Hear) -> Generation:
+        """Admit a request; once it is entered, `hear` is told each event as it comes, up to and including Done.
 
         Raises Overloaded (429), BusUnavailable, NoWorkers (503): before anything was sent to a worker.
         """

@@ -15,21 +15,39 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from splitserve.errors import InvalidRequest
 from splitserve.router.http_errors import error_object
 
-ABORT = "splitserve.abort"  # ASGI extension: drops the connection without waiting for its reader
+# ASGI extension: `abort()` drops the connection without waiting for its reader, `full()` says that the next send waits
+CONNECTION = "splitserve.connection"
 _UNREAD_MS = 60_000  # data that a client acknowledges for so long not at all, or leaves unread, costs it the connection
 
 
+class Connection(h11.Connection):
+    """Writes the parts of a chunked body by itself: they change no state, and a token is one of them."""
+
+    _chunked = False
+
+    def send(self, event):  # pyright: ignore  # overloaded in the base class
+        if self._chunked and type(event) is h11.Data and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        output = super().send(event)
+        if type(event) is h11.Response:
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in (output or b"").lower()
+        return output
+
+
 class RouterProtocol(H11Protocol):
-    """Gives applications the extension `ABORT`, ignores offers to upgrade, and refuses bad HTTP in OpenAI's words."""
+    """Gives applications the extension `CONNECTION`, ignores offers to upgrade, and refuses bad HTTP in OpenAI's words."""
 
     def connection_made(self, transport) -> None:  # pyright: ignore[reportMissingParameterType]  # two base classes differ
         super().connection_made(transport)
-        app, extension = self.app, {ABORT: {"now": transport.abort}}
+        limit = self.config.h11_max_incomplete_event_size
+        self.conn = Connection(h11.SERVER, *([] if limit is None else [limit]))
+        app, flow = self.app, self.flow
+        extension = {CONNECTION: {"abort": transport.abort, "full": lambda: flow.write_paused}}
 
-        async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
+        async def extended(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "extensions": {**scope.get("extensions", {}), **extension}}, receive, send)
 
-        self.app = with_abort
+        self.app = extended
         sock = transport.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams
-from splitserve.router.generation import PROBE_ID, Done, Generator, Submission
+from splitserve.router.generation import PROBE_ID, Done, GenerationEvent, Generator, Submission
 
 log = logging.getLogger("splitserve.router")
 
@@ -65,10 +65,13 @@ class Readiness:
             split=self._split,
         )
         try:
-            async with self._generator.submit(submission) as generation:
-                async for event in generation.events():
-                    if isinstance(event, Done):
-                        return event.error
+            done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+            async with self._generator.submit(submission, lambda event: _end(event, done)):
+                return (await done).error
         except SplitserveError as error:
             return error
-        return SplitserveError("the generation ended without a word")
+
+
+def _end(event: GenerationEvent, done: asyncio.Future[Done]) -> None:
+    if isinstance(event, Done) and not done.done():  # nobody waits any more when we are cancelled
+        done.set_result(event)

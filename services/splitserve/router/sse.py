@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.types import Receive, Scope, Send
 
 from splitserve.router.http_errors import ClientGone
-from splitserve.router.protocol import ABORT
+from splitserve.router.protocol import CONNECTION
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -24,20 +24,24 @@ class EventStream:
         self, scope: Scope, receive: Receive, send: Send, headers: Iterable[tuple[bytes, bytes]], *, stall_s: float
     ) -> None:
         self.started = False
-        self._scope = scope
         self._receive = receive
         self._send = send
         self._headers = [*_HEADERS, *headers]
         self._stall_s = stall_s
+        self._connection = scope.get("extensions", {}).get(CONNECTION)
 
     async def write(self, events: bytes) -> None:
         """Raises ClientGone when the client has read nothing for `stall_s`."""
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        body = {"type": "http.response.body", "body": events, "more_body": True}
+        if self._connection is not None and not self._connection["full"]():
+            await self._send(body)  # waits for nobody
+            return
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send({"type": "http.response.body", "body": events, "more_body": True})
+                await self._send(body)
         except TimeoutError:
             await self._drop()
             raise ClientGone from None
@@ -47,7 +51,6 @@ class EventStream:
 
     async def _drop(self) -> None:
         """The client reads nothing: drop it, where the server knows how."""
-        abort = self._scope.get("extensions", {}).get(ABORT)
-        if abort is not None:
-            abort["now"]()
+        if self._connection is not None:
+            self._connection["abort"]()
             await self._receive()  # the server's word that the connection is gone

@@ -23,6 +23,7 @@ from support.generation import (
     in_process,
     prompt_text,
     says,
+    silent,
 )
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -287,26 +288,15 @@ async def test_an_error_before_the_first_token_has_its_own_status(streamed: bool
     assert caught.value.response.headers["retry-after"] == "3"
 
 
-async def faulty(generation: ScriptedGeneration) -> AsyncIterator[GenerationEvent]:
-    raise ZeroDivisionError
-    yield Done()
-
-
-async def endless(generation: ScriptedGeneration) -> AsyncIterator[GenerationEvent]:
-    yield Tokens(0, 0, tuple(b"ab"))
-
-
-async def test_events_that_end_without_an_end_are_a_fault_and_no_hang():
-    with pytest.raises(openai.InternalServerError):
-        await chat(endless)
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_fault_of_ours_is_a_500_with_an_error_body_and_a_traceback_in_the_log(
     streamed: bool, caplog: pytest.LogCaptureFixture
 ):
-    with pytest.raises(openai.InternalServerError) as caught:
-        await chat(faulty, stream=streamed)
+    generator = ScriptedGenerator(silent)
+    generator.refuse = ZeroDivisionError()
+    async with in_process(generator) as http, client(http) as api:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await api.chat.completions.create(model=MODEL, messages=HELLO, stream=streamed)
     assert caught.value.code == "internal_error"
     assert "ZeroDivisionError" in caplog.text
 

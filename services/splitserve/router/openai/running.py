@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -19,63 +20,50 @@ T = TypeVar("T")
 
 
 class Inbox:
-    """Events of several generations in the order of arrival, however slowly they are taken out."""
+    """Events of several generations in the order of arrival, however slowly they are taken out: what has piled up
+    meanwhile is taken at once, so that under load it becomes one write."""
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
-        self._generations = generations
+    def __init__(self) -> None:
+        self._generations: list[Generation] = []
         self._arrived: list[Arrival] = []
-        self._wake = asyncio.Event()
-        self._fault: BaseException | None = None
-        self._open = len(generations)
+        self._waiting: asyncio.Future[None] | None = None
 
     @property
     def cached_tokens(self) -> int:
         return sum(generation.cached_tokens for generation in self._generations)
 
+    async def open(self, generator: Generator, submission: Submission, stack: AsyncExitStack) -> None:
+        """Submit, and hear its events from now until `stack` closes. Raises what `submit` raises."""
+        hear = partial(self._hear, len(self._generations))
+        self._generations.append(await stack.enter_async_context(generator.submit(submission, hear)))
+
     def stop(self, prompt: int, choice: int) -> None:
         self._generations[prompt].stop(choice)
 
     async def take(self) -> list[Arrival]:
-        """All that has arrived, at least one event. Raises what a generation raised, a fault of ours."""
-        while not self._arrived:
-            if self._fault is not None:
-                raise self._fault
-            if not self._open:
-                raise RuntimeError("a generation's events ended without Done")
-            self._wake.clear()
-            await self._wake.wait()
+        """All that has arrived, at least one event."""
+        if not self._arrived:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         arrived, self._arrived = self._arrived, []
         return arrived
 
-    async def pump(self, prompt: int) -> None:
-        """Put one generation's events in."""
-        async for event in self._generations[prompt].events():
-            self._arrived.append((prompt, event, time.monotonic()))
-            self._wake.set()
-
-    def ended(self, pump: asyncio.Task[None]) -> None:
-        """Called when a pump is done: a fault of it reaches whoever takes."""
-        self._open -= 1
-        if not pump.cancelled():
-            self._fault = self._fault or pump.exception()
-        self._wake.set()
+    def _hear(self, prompt: int, event: GenerationEvent) -> None:
+        self._arrived.append((prompt, event, time.monotonic()))
+        if self._waiting is not None:
+            if not self._waiting.done():
+                self._waiting.set_result(None)
+            self._waiting = None
 
 
 @asynccontextmanager
 async def generating(generator: Generator, submissions: Sequence[Submission]) -> AsyncGenerator[Inbox, None]:
     """Submit all, gather their events, and end all of them on leaving. Raises what `submit` raises."""
     async with AsyncExitStack() as stack:
-        generations = [await stack.enter_async_context(generator.submit(one)) for one in submissions]
-        inbox = Inbox(generations)
-        pumps = [asyncio.create_task(inbox.pump(n), name=f"pump {one.rid}") for n, one in enumerate(submissions)]
-        for pump in pumps:
-            pump.add_done_callback(inbox.ended)
-        try:
-            yield inbox
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+        inbox = Inbox()
+        for submission in submissions:
+            await inbox.open(generator, submission, stack)
+        yield inbox
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
