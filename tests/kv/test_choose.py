@@ -16,8 +16,9 @@ from splitserve.config import TransferSettings
 from splitserve.errors import KvMismatch, Unreachable
 from splitserve.faultpoints import Faults
 from splitserve.kv.export import socket_dir
+from splitserve.kv.memory import Run, runs
 from splitserve.kv.segment import Segment
-from splitserve.kv.transfer.base import Run, runs, source_of
+from splitserve.kv.transfer.base import source_of
 from splitserve.kv.transfer.choose import Choice, Way, ways
 from splitserve.kv.transfer.reader import KvReader
 from splitserve.protocol.handle import KvAddress

@@ -15,18 +15,21 @@ import sys
 import threading
 from array import array
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from splitserve.config import TransferSettings
 from splitserve.faultpoints import Faults
+from splitserve.kv.cuda import Cuda
+from splitserve.kv.device import DeviceMemory
 from splitserve.kv.export import Exporter
 from splitserve.kv.lease import LeaseTable
 from splitserve.kv.segment import Segment
 from splitserve.kv.transfer.base import BlockPair
 from splitserve.protocol.handle import GroupBlocks, KvAddress, KvHandle
+from support.fake_cuda import fake_cuda
 from support.processes import ROOT, environment
 
 BLOCKS = 32
@@ -53,15 +56,21 @@ class Owner:
 @asynccontextmanager
 async def owner(
     directory: Path,
-    transport: Literal["auto", "shm", "tcp"] = "auto",
+    transport: Literal["auto", "shm", "tcp", "cuda_ipc"] = "auto",
     *,
     checksum: Literal["all", "tcp", "off"] = "tcp",
     faults: str = "",
     blocks: Sequence[int] = tuple(range(BLOCKS)),
     block_bytes: int = BLOCK_BYTES,
     port: int = 0,
+    cuda: Cuda | None = None,
 ) -> AsyncGenerator[Owner]:
-    segment = Segment.create(BLOCKS, block_bytes, LAYOUT, LIFE, checksummed=checksum == "all")
+    """With `cuda` (a fake one), or for cuda_ipc, the pool is a device's."""
+    if cuda is None and transport == "cuda_ipc":
+        cuda = fake_cuda()
+    segment = Segment.create(
+        BLOCKS, block_bytes, LAYOUT, LIFE, checksummed=checksum == "all", device=device_pool(cuda, block_bytes)
+    )
     leases = LeaseTable()
     settings = TransferSettings(kv_transport=transport, kv_checksum=checksum, kv_port=port)
     exporter = Exporter("prefill-0", segment, leases, settings, directory, Faults(faults))
@@ -69,7 +78,7 @@ async def owner(
     try:
         for block in range(BLOCKS):
             segment.generations[block] = 1000 + block
-            segment.pool[block * block_bytes : (block + 1) * block_bytes] = content(block, block_bytes)
+            fill(segment, (block,), content(block, block_bytes))
         groups = (GroupBlocks(0, tuple(blocks), tuple(1000 + block for block in blocks)),)
         exporter.hold(groups)
         leases.grant("handle-1", "key-1", TOKEN, groups, LEASE_S, 0.0)
@@ -92,12 +101,24 @@ def content(block: int, block_bytes: int = BLOCK_BYTES) -> bytes:
     return array("Q", range(first, first + block_bytes // 8)).tobytes()
 
 
-def local_segment(layout: str = LAYOUT, block_bytes: int = BLOCK_BYTES) -> Segment:
-    return Segment.create(BLOCKS, block_bytes, layout, 1)
+def local_segment(layout: str = LAYOUT, block_bytes: int = BLOCK_BYTES, cuda: Cuda | None = None) -> Segment:
+    return Segment.create(BLOCKS, block_bytes, layout, 1, device=device_pool(cuda, block_bytes))
+
+
+def device_pool(cuda: Cuda | None, block_bytes: int) -> DeviceMemory | None:
+    """Its transfers pass three blocks at a time."""
+    return cuda and DeviceMemory(cuda, BLOCKS, block_bytes, buffer_bytes=3 * block_bytes)
 
 
 def local_block(segment: Segment, block: int) -> bytes:
-    return bytes(segment.pool[block * segment.block_bytes : (block + 1) * segment.block_bytes])
+    with closing(segment.memory.outgoing((block,))) as pieces:
+        return bytes(next(pieces))
+
+
+def fill(segment: Segment, blocks: Sequence[int], data: bytes) -> None:
+    """The same bytes into each block."""
+    for place in segment.memory.incoming(blocks, one_by_one=True):
+        place[:] = data
 
 
 def pairs_of(moves: Sequence[tuple[int, int]]) -> list[BlockPair]:
@@ -141,7 +162,7 @@ def owner_process(directory: Path, transport: str) -> Generator[OwnerProcess]:
             process.kill()
 
 
-async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp"]) -> None:
+async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp", "cuda_ipc"]) -> None:
     async with owner(directory, transport) as made:
         print(json.dumps([asdict(address) for address in made.handle.addresses]), flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -172,5 +193,4 @@ def other_life(handle: KvHandle) -> KvHandle:
 
 
 if __name__ == "__main__":
-    name = sys.argv[2]
-    asyncio.run(_serve(Path(sys.argv[1]), "shm" if name == "shm" else "tcp" if name == "tcp" else "auto"))
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))  # type: ignore[arg-type]

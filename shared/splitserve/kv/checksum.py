@@ -8,6 +8,7 @@ in a held block is found on shared memory too. Never a defence against a peer, o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 
 import xxhash
 
@@ -38,17 +39,22 @@ class HeldChecksums:
             generation = segment.generations[block]
             if self._taken.get(block) == generation:
                 continue
-            segment.checksums[block] = block_checksum(block_view(segment, block))
+            segment.checksums[block] = checksum_of(segment, block)
             self._taken[block] = generation
             if self._faults.fires("kv.bitflip"):
                 flip_a_bit(segment, block)
 
 
-def block_view(segment: Segment, block: int) -> memoryview:
-    start = block * segment.block_bytes
-    return segment.pool[start : start + segment.block_bytes]
+def checksum_of(segment: Segment, block: int) -> int:
+    """The checksum of a block as it is in the pool now."""
+    with closing(segment.memory.outgoing((block,))) as pieces:
+        return block_checksum(next(pieces))
 
 
 def flip_a_bit(segment: Segment, block: int) -> None:
     """Fault point kv.bitflip: one bit in the middle of a block."""
-    segment.pool[block * segment.block_bytes + segment.block_bytes // 2] ^= 1
+    with closing(segment.memory.outgoing((block,))) as pieces:
+        data = bytearray(next(pieces))
+    data[len(data) // 2] ^= 1
+    for place in segment.memory.incoming((block,)):
+        place[:] = data

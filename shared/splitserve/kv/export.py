@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from splitserve.config import TransferSettings
+from splitserve.errors import ConfigError
 from splitserve.faultpoints import Faults
 from splitserve.kv.checksum import HeldChecksums
 from splitserve.kv.host import boot_id
@@ -43,7 +44,8 @@ class Exporter:
     ) -> None:
         self._settings = settings
         self._checksums = HeldChecksums(segment, faults)
-        self._executor = ThreadPoolExecutor(_SENDERS, thread_name_prefix="kv-send")
+        self._segment = segment
+        self._executor = ThreadPoolExecutor(segment.memory.transfers or _SENDERS, thread_name_prefix="kv-send")
         self._shm = ShmServer(segment, socket_dir / f"{worker}.kv")
         self._tcp = TcpServer(segment, leases, self._executor, faults, settings.kv_host, settings.kv_port)
         self._host = advertised_host or settings.kv_host
@@ -52,9 +54,10 @@ class Exporter:
         """Listen; returns the addresses for beats and handles, best first. ConfigError, PortTaken."""
         addresses: list[KvAddress] = []
         try:
-            if self._settings.kv_transport in ("auto", "shm"):
+            mapped = self._mapped()
+            if mapped and self._settings.kv_transport in ("auto", mapped):
                 self._shm.start()
-                addresses.append(KvAddress("shm", str(self._shm.path), boot_id()))
+                addresses.append(KvAddress(mapped, str(self._shm.path), boot_id()))
             if self._settings.kv_transport in ("auto", "tcp"):
                 _warn_if_open(self._settings.kv_host)
                 port = self._tcp.start()
@@ -63,7 +66,20 @@ class Exporter:
         except BaseException:
             await self.close()
             raise
+        if not addresses:
+            await self.close()
+            where = "a GPU's memory" if self._segment.device else "host memory"
+            raise ConfigError(
+                f"--kv-transport {self._settings.kv_transport} cannot carry KV out of {where} here; use auto"
+            )
         return tuple(addresses)
+
+    def _mapped(self) -> str | None:
+        """The transport by which processes of this host read our pool in place."""
+        device = self._segment.device
+        if device is None:
+            return "shm"
+        return "cuda_ipc" if device.ipc_handle else None
 
     def hold(self, groups: Iterable[GroupBlocks]) -> None:
         """Call it when blocks are final and before their handle goes out: takes checksums with `--kv-checksum=all`.

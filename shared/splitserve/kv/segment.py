@@ -1,9 +1,9 @@
 """A KV pool that other processes of this host may read: nameless shared memory, passed on by file descriptor.
 
-    page 0        header: magic, version, flags, incarnation, layout, blocks, block bytes
+    page 0        header: magic, version, flags, incarnation, layout, blocks, block bytes, handle of a GPU's memory
     then          generations   u64 a block, written by the owner's BlockPool before a block gets new content
     then          checksums     u64 a block, filled only with `--kv-checksum=all` (kv/checksum.py)
-    then          pool          blocks x block bytes
+    then          pool          blocks x block bytes; nothing where the pool is in a GPU's memory (kv/device.py)
 
 Each part starts on a page. The memory has no name, so nothing of it outlives its last process (protocol.md §4). A
 reader's map cannot be made writable, and the file cannot shrink under it.
@@ -21,13 +21,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from splitserve.errors import KvMismatch, NotEnoughMemory
+from splitserve.kv.cuda import IPC_HANDLE_BYTES
+from splitserve.kv.device import DeviceMemory
 from splitserve.kv.host import available_memory
+from splitserve.kv.memory import HostMemory, PoolMemory
 
 PAGE = mmap.PAGESIZE
 _MAGIC = b"SSKVPOOL"
-_VERSION = 1
-_HEADER = struct.Struct("<8sIIQ32sQQ")
-_CHECKSUMMED = 1  # flag
+_VERSION = 2
+_HEADER = struct.Struct(f"<8sIIQ32sQQ{IPC_HANDLE_BYTES}s")
+_CHECKSUMMED, _ON_DEVICE = 1, 2  # flags
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it yet
 _F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; fcntl has no name for it yet
@@ -36,13 +39,18 @@ _PREFAULT_BYTES = 16 << 20  # a slice of this size is mapped in well under a mil
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Page 0. `layout` is any digest string of the KV layout; the page holds its sha256."""
+    """Page 0. `layout` is any digest string of the KV layout; the page holds its sha256.
+
+    `on_device`: the blocks are in a GPU's memory, which `ipc_handle` opens (zeros: nothing does).
+    """
 
     blocks: int
     block_bytes: int
     incarnation: int
     layout: bytes
     checksummed: bool = False
+    on_device: bool = False
+    ipc_handle: bytes = bytes(IPC_HANDLE_BYTES)
 
     @property
     def generations_at(self) -> int:
@@ -58,63 +66,90 @@ class Header:
 
     @property
     def pool_bytes(self) -> int:
-        return self.blocks * self.block_bytes
+        """Of the pool in this file."""
+        return 0 if self.on_device else self.blocks * self.block_bytes
 
     @property
     def size(self) -> int:
         return self.pool_at + _pages(self.pool_bytes)
 
     def pack(self) -> bytes:
-        flags = _CHECKSUMMED if self.checksummed else 0
-        return _HEADER.pack(_MAGIC, _VERSION, flags, self.incarnation, self.layout, self.blocks, self.block_bytes)
+        flags = _CHECKSUMMED * self.checksummed | _ON_DEVICE * self.on_device
+        return _HEADER.pack(
+            _MAGIC, _VERSION, flags, self.incarnation, self.layout, self.blocks, self.block_bytes, self.ipc_handle
+        )
 
     @classmethod
     def read(cls, raw: bytes) -> Header:
         """KvMismatch when these are not the first bytes of a segment of this version."""
         if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
             raise KvMismatch("magic: the file descriptor is not a KV segment")
-        _, version, flags, incarnation, layout, blocks, block_bytes = _HEADER.unpack_from(raw)
+        _, version, flags, incarnation, layout, blocks, block_bytes, handle = _HEADER.unpack_from(raw)
         if version != _VERSION:
             raise KvMismatch(f"version: the segment has version {version}, this build reads {_VERSION}")
-        return cls(blocks, block_bytes, incarnation, layout, bool(flags & _CHECKSUMMED))
+        checksummed, on_device = bool(flags & _CHECKSUMMED), bool(flags & _ON_DEVICE)
+        return cls(blocks, block_bytes, incarnation, layout, checksummed, on_device, handle)
 
 
 class Segment:
     """The owner's side, writable. `fd` may be sent to a reader; it stays this object's.
 
     `generations` and `checksums` are memoryviews of u64 ("Q"), one item a block; `pool` one of bytes, block i at
-    [i * block_bytes, (i+1) * block_bytes), ready for `torch.frombuffer`.
+    [i * block_bytes, (i+1) * block_bytes), ready for `torch.frombuffer`, and empty where the blocks are on a device.
+    `memory` moves block bytes, wherever they are.
     """
 
-    def __init__(self, fd: int, header: Header, memory: mmap.mmap, layout_digest: str) -> None:
+    def __init__(
+        self, fd: int, header: Header, file: mmap.mmap, layout_digest: str, device: DeviceMemory | None
+    ) -> None:
         self.fd = fd
         self.header = header
         self.layout_digest = layout_digest
-        self.generations, self.checksums, self.pool = _parts(memoryview(memory), header)
+        self.device = device
+        self.generations, self.checksums, self.pool = _parts(memoryview(file), header)
+        self.memory: PoolMemory = device or HostMemory(self.pool, header.block_bytes)
 
     @classmethod
     def create(
-        cls, blocks: int, block_bytes: int, layout_digest: str, incarnation: int, *, checksummed: bool = False
+        cls,
+        blocks: int,
+        block_bytes: int,
+        layout_digest: str,
+        incarnation: int,
+        *,
+        checksummed: bool = False,
+        device: DeviceMemory | None = None,
     ) -> Segment:
-        """A zeroed, prefaulted pool. ValueError for an empty one; NotEnoughMemory when the system refuses."""
+        """A zeroed, prefaulted pool; with `device` only its tables, and the segment owns that memory.
+
+        ValueError for an empty one; NotEnoughMemory when the system refuses.
+        """
         if blocks < 1 or block_bytes < 1:
             raise ValueError(f"a segment needs blocks: got {blocks} blocks of {block_bytes} bytes")
-        header = Header(blocks, block_bytes, incarnation, _digest(layout_digest), checksummed)
+        header = Header(
+            blocks,
+            block_bytes,
+            incarnation,
+            _digest(layout_digest),
+            checksummed,
+            device is not None,
+            (device and device.ipc_handle) or bytes(IPC_HANDLE_BYTES),
+        )
         available = available_memory()
         if header.size > available:  # asked before: populating would end in the kernel's out-of-memory killer
             raise _no_room(header.size, f"{available} are available")
         fd = _nameless_file()
         try:
             os.ftruncate(fd, header.size)
-            memory = mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED | _POPULATE)
-            memory[: _HEADER.size] = header.pack()
+            file = mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED | _POPULATE)
+            file[: _HEADER.size] = header.pack()
             _seal(fd)
         except OSError as error:
             os.close(fd)
             if error.errno in (errno.ENOMEM, errno.ENOSPC):
                 raise _no_room(header.size, f"the system refused them ({error.strerror})") from error
             raise
-        return cls(fd, header, memory, layout_digest)
+        return cls(fd, header, file, layout_digest, device)
 
     @property
     def blocks(self) -> int:
@@ -130,10 +165,11 @@ class Segment:
 
     def close(self) -> None:
         """Close `fd`; safe to repeat. The memory goes with the last reference to `pool`: `torch.frombuffer` keeps one
-        without a lock on the buffer, so unmapping by hand would pull it away under a tensor."""
+        without a lock on the buffer, so unmapping by hand would pull it away under a tensor. A device's goes now."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self.memory.close()
 
 
 class SegmentView:

@@ -9,7 +9,7 @@ The promises (tests/kv/test_transfer_contract.py runs one suite over all of them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,15 +37,6 @@ class FetchResult:
     blocks: int
     seconds: float
     transport: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Blocks [remote, remote+count) -> [local, local+count): one copy."""
-
-    remote: int
-    local: int
-    count: int
 
 
 class Transport(Protocol):
@@ -79,17 +70,3 @@ def source_of(handle: KvHandle) -> KvSource:
 def address_of(source: KvSource, transport: str) -> str | None:
     """The source's address for a transport, if it has one."""
     return next((a.address for a in source.addresses if a.transport == transport), None)
-
-
-def runs(pairs: Iterable[tuple[int, int]], longest: int) -> Iterator[Run]:
-    """(remote, local) pairs, in their order, as runs of neighbours on both sides, none over `longest` blocks."""
-    remote = local = count = 0
-    for next_remote, next_local in pairs:
-        if count and (next_remote, next_local) == (remote + count, local + count) and count < longest:
-            count += 1
-            continue
-        if count:
-            yield Run(remote, local, count)
-        remote, local, count = next_remote, next_local, 1
-    if count:
-        yield Run(remote, local, count)

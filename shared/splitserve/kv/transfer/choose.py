@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from splitserve.protocol.handle import KvAddress
 
+_ONE_HOST = frozenset({"shm", "cuda_ipc"})
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -28,7 +30,7 @@ class Choice:
 
 def ways(addresses: Iterable[KvAddress], transports: Iterable[str], forced: str, host: str) -> tuple[Way, ...]:
     """Judge the addresses in their order (most preferred first). `forced` is "auto" or the only transport allowed;
-    `host` our boot id: shared memory needs the same one."""
+    `host` our boot id: memory is shared only with the same one."""
     ours = frozenset(transports)
     return tuple(_judge(address, ours, forced, host) for address in addresses)
 
@@ -39,6 +41,6 @@ def _judge(address: KvAddress, transports: frozenset[str], forced: str, host: st
         return Way(name, False, f"{name} is not known here")
     if forced not in ("auto", name):
         return Way(name, False, f"--kv-transport={forced}")
-    if name == "shm" and address.host != host:
-        return Way(name, False, "shm needs one host, the owner is on another")
-    return Way(name, True, "same host" if name == "shm" else "offered by the owner")
+    if name in _ONE_HOST and address.host != host:
+        return Way(name, False, f"{name} needs one host, the owner is on another")
+    return Way(name, True, "same host" if name in _ONE_HOST else "offered by the owner")

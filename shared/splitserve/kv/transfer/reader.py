@@ -15,6 +15,7 @@ from splitserve.kv.host import boot_id
 from splitserve.kv.segment import Segment
 from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, Transport, source_of
 from splitserve.kv.transfer.choose import Choice, ways
+from splitserve.kv.transfer.cuda_ipc import CudaIpcTransport
 from splitserve.kv.transfer.shm import ShmTransport
 from splitserve.kv.transfer.tcp import SILENCE_S, TcpTransport
 from splitserve.protocol.handle import KvHandle, KvSource
@@ -39,11 +40,14 @@ class KvReader:
         self._segment = segment
         self._forced = settings.kv_transport
         self._on_choice = on_choice
-        self._executor = ThreadPoolExecutor(_READERS, thread_name_prefix="kv-fetch")
-        checksum = settings.kv_checksum
+        at_once = segment.memory.transfers or _READERS
+        self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="kv-fetch")
+        all_sums = settings.kv_checksum == "all"
         everything: tuple[Transport, ...] = (
-            ShmTransport(segment, self._executor, faults, verify=checksum == "all"),
-            TcpTransport(segment, self._executor, faults, verify=checksum != "off", silence_s=silence_s),
+            CudaIpcTransport(segment, segment.device, self._executor, faults, verify=all_sums)
+            if segment.device
+            else ShmTransport(segment, self._executor, faults, verify=all_sums),
+            TcpTransport(segment, self._executor, faults, verify=settings.kv_checksum != "off", silence_s=silence_s),
         )
         self._transports = {transport.name: transport for transport in everything}
         self._chosen: dict[str, tuple[int, Transport]] = {}  # worker -> the incarnation it was chosen for

@@ -11,18 +11,18 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from splitserve.errors import BadMessage, ChecksumMismatch, KvError, KvMismatch, Unreachable, error_from_code
 from splitserve.faultpoints import Faults
-from splitserve.kv.checksum import block_checksum, block_view
+from splitserve.kv.checksum import block_checksum
 from splitserve.kv.segment import Segment
-from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, address_of, runs, source_of
+from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, address_of, source_of
 from splitserve.kv.transfer.threads import Stop, in_thread
-from splitserve.kv.transfer.wire import SLICE_BYTES, Line, Reply, Request
+from splitserve.kv.transfer.wire import Line, Reply, Request
 from splitserve.protocol.handle import KvHandle, KvSource
 
 SILENCE_S = 3.0
@@ -157,14 +157,15 @@ class TcpTransport:
         """Into our pool; the checksums of what came, if they are wanted."""
         size = self._segment.block_bytes
         slow_s = self._faults.value("kv.read_slow")
-        longest = 1 if slow_s else max(1, SLICE_BYTES // size)
+        blocks = [pair.local for pair in pairs]
         sums: list[int] = []
-        for run in runs(((at, pair.local) for at, pair in enumerate(pairs)), longest):
-            if slow_s:
-                stop.sleep(slow_s)
-            line.receive(self._segment.pool[run.local * size : (run.local + run.count) * size])
-            if self._verify:  # now, while the bytes are in the cache
-                sums += [block_checksum(block_view(self._segment, run.local + at)) for at in range(run.count)]
+        with closing(self._segment.memory.incoming(blocks, one_by_one=slow_s > 0)) as places:
+            for place in places:
+                if slow_s:
+                    stop.sleep(slow_s)
+                line.receive(place)
+                if self._verify:  # now, while the bytes are in the cache
+                    sums += [block_checksum(place[at : at + size]) for at in range(0, len(place), size)]
         return sums
 
     def _compare(self, line: Line, handle: KvHandle, pairs: Sequence[BlockPair], sums: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,13 +18,12 @@ import numpy as np
 
 from splitserve.errors import BadMessage, ConfigError, Fenced, KvError, KvMismatch, PortTaken, Unreachable, row_of
 from splitserve.faultpoints import Faults
-from splitserve.kv.checksum import block_checksum, block_view, flip_a_bit
+from splitserve.kv.checksum import block_checksum
 from splitserve.kv.lease import Lease, Pin
 from splitserve.kv.segment import Segment
-from splitserve.kv.transfer.base import runs
 from splitserve.kv.transfer.server import Acceptor
 from splitserve.kv.transfer.threads import Stop, in_thread
-from splitserve.kv.transfer.wire import HEADER, SLICE_BYTES, Line, Reply, Request, body_length
+from splitserve.kv.transfer.wire import HEADER, Line, Reply, Request, body_length
 
 logger = logging.getLogger("splitserve.kv")
 
@@ -170,19 +169,21 @@ class TcpServer:
         line.send(memoryview(Reply("ok").encode()))
         size = self._segment.block_bytes
         sums: list[int] = []
-        for run in runs(((block, block) for block in blocks), max(1, SLICE_BYTES // size)):
-            if checksums:
-                sums += [self._checksum(run.remote + at) for at in range(run.count)]
-            line.send(self._segment.pool[run.remote * size : (run.remote + run.count) * size])
+        with closing(self._segment.memory.outgoing(blocks)) as pieces:
+            for piece in pieces:
+                if checksums:
+                    several = blocks[len(sums) : len(sums) + len(piece) // size]
+                    sums += [self._checksum(block, piece[i * size : (i + 1) * size]) for i, block in enumerate(several)]
+                line.send(piece)
         line.send(memoryview(np.array(sums, "<u8").tobytes()))
 
-    def _checksum(self, block: int) -> int:
+    def _checksum(self, block: int, data: memoryview) -> int:
         """The one taken when the block was finished, with `--kv-checksum=all`; else of the bytes about to be sent."""
         if self._segment.header.checksummed:
             return self._segment.checksums[block]
-        taken = block_checksum(block_view(self._segment, block))
+        taken = block_checksum(data)
         if self._faults.fires("kv.bitflip"):
-            flip_a_bit(self._segment, block)
+            data[len(data) // 2] ^= 1
         return taken
 
 

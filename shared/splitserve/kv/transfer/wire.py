@@ -26,7 +26,6 @@ _MAGIC = b"SSKV"
 _VERSION = 1
 _LONGEST_BODY = 16 << 20  # 4 million blocks
 _LENGTH = struct.Struct("<I")
-SLICE_BYTES = 1 << 20  # moved at a time: short enough to stop quickly, and to be summed while it is in the cache
 
 
 @dataclass(frozen=True, slots=True)
