@@ -79,7 +79,7 @@ class CudaIpcTransport:
         return address
 
     def _copy(self, owner: Attached, handle: KvHandle, pairs: Sequence[BlockPair], stop: Stop) -> None:
-        """In a thread. The lane is given back only when its copies are done, however this ends."""
+        """In a thread. Leaving the lane waits for its copies, however this ends."""
         fence = Fence(owner.view, handle, pairs)
         fence.check()
         size = self._segment.block_bytes
@@ -90,7 +90,6 @@ class CudaIpcTransport:
                 stop.sleep(slow_s) if slow_s else stop.check()
                 source, target = owner.pool + run.remote * size, self._memory.address + run.local * size
                 lane.stream.copy(target, source, run.count * size)
-            lane.stream.wait()
         checksums = fence.checksums() if self._verify else None
         fence.check()
         if owner.owner_gone():
