@@ -78,6 +78,8 @@ def test_a_job_comes_back_as_it_was_sent(ids: list[int], outputs: list[list[int]
             first_index=U32,
             ids=st.lists(U32, max_size=4).map(tuple),
             finish=st.sampled_from(FinishReason),
+            first=st.none(),
+            logprobs=st.just(()),
         ),
         max_size=6,
     ),

@@ -193,7 +193,7 @@ class RouterCore:
         self._lives.begin(submission)
 
     def _stop(self, event: Stop) -> None:
-        self._lives.act(event.rid, lambda life: life.stop(event.choice))
+        self._lives.act(event.rid, Lifecycle.stop, event.choice)
 
     def _leave(self, event: Leave) -> None:
         self._lives.act(event.rid, Lifecycle.leave)
@@ -218,7 +218,7 @@ class RouterCore:
         for row in frame.rows():
             owner = self._desk.inbox.owner(row.slot)
             if owner is not None:
-                self._lives.act(owner.rid, lambda life, c=owner.choice, row=row: life.row(c, row))
+                self._lives.act(owner.rid, Lifecycle.row, owner.choice, row)
 
     def _kv_ready(self, message: KvReady) -> None:
         handle = message.handle
@@ -234,13 +234,13 @@ class RouterCore:
             self._desk.chores.release(handle.owner, handle.id, handle.token, message.trace)
 
     def _kv_loaded(self, message: KvLoaded) -> None:
-        self._lives.act(message.rid, lambda life: life.kv_loaded(message))
+        self._lives.act(message.rid, Lifecycle.kv_loaded, message)
 
     def _kv_failed(self, message: KvFailed) -> None:
-        self._lives.act(message.rid, lambda life: life.kv_failed(message))
+        self._lives.act(message.rid, Lifecycle.kv_failed, message)
 
     def _preempted(self, message: Preempted) -> None:
-        self._lives.act(message.rid, lambda life: life.preempted(message.worker, message.da))
+        self._lives.act(message.rid, Lifecycle.preempted, message.worker, message.da)
 
     def _digest(self, digest: Digest) -> None:
         worker = (digest.worker, digest.incarnation)

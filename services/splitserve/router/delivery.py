@@ -33,7 +33,7 @@ class Delivery:
         r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
         for event in events:
             r.deliver(event)
-        if any(isinstance(event, Finished) for event in events):
+        if events and isinstance(events[-1], Finished):
             self._answer_ended(choice, by_us=False)
 
     def stop(self, choice: int) -> None:

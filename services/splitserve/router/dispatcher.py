@@ -150,13 +150,16 @@ class Dispatcher:
     # --- commands ---
 
     def _deliver(self, command: Deliver) -> None:
-        done = isinstance(command.event, Done)
-        generation = self._running.pop(command.rid, None) if done else self._running.get(command.rid)
-        if generation is not None:
-            generation.cached_tokens = command.cached_tokens
-            if isinstance(command.event, Tokens) and not is_probe(command.rid):
-                self.delivered(len(command.event.ids))
-            generation.hear(command.event)
+        rid, event, cached_tokens = command
+        generation = self._running.get(rid)
+        if generation is None:
+            return
+        generation.cached_tokens = cached_tokens
+        if isinstance(event, Done):
+            del self._running[rid]
+        elif isinstance(event, Tokens) and generation.counts:
+            self.delivered(len(event.ids))
+        generation.hear(event)
 
     def _save(self, command: Save) -> None:
         record = command.record
@@ -177,6 +180,7 @@ class RunningGeneration:
     def __init__(self, dispatcher: Dispatcher, submission: Submission, hear: Hear) -> None:
         self.submission = submission
         self.rid = submission.rid
+        self.counts = not is_probe(submission.rid)
         self.hear = hear
         self.cached_tokens = 0
         self._dispatcher = dispatcher

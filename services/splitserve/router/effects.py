@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from splitserve.protocol.effects import Answered, Ask, BusDown, BusUp, Publish, Received, Tick, Unanswered
 from splitserve.router.generation import GenerationEvent, Submission
@@ -36,8 +37,7 @@ class Leave:
 # --- commands ---
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """Something for the client. `cached_tokens`: prompt tokens that were not computed, final from the first event on."""
 
     rid: str

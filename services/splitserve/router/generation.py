@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.params import SamplingParams, TokenLogprob
@@ -35,8 +35,7 @@ class Submission:
     trace: TraceContext = NO_TRACE  # what its messages to workers carry
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """New tokens of one answer; each index is delivered once, in order, whatever dies."""
 
     choice: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Concatenate, ParamSpec
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.messages import ResumeRow
@@ -12,6 +13,8 @@ from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, Submission
 from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
+
+P = ParamSpec("P")
 
 
 class Lives:
@@ -36,18 +39,20 @@ class Lives:
 
     # --- one ---
 
-    def act(self, rid: str, act: Callable[[Lifecycle], object]) -> None:
+    def act(
+        self, rid: str, act: Callable[Concatenate[Lifecycle, P], object], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
         """Act on a request if it lives. An exception ends this request alone."""
         life = self._lives.get(rid)
         if life is not None:
-            self.guarded(rid, act, life)
+            self.guarded(rid, act, life, *args, **kwargs)
             if not life.request.live:
                 self._lives.pop(rid, None)
 
-    def guarded(self, rid: str, act: Callable[..., object], *args: object) -> None:
+    def guarded(self, rid: str, act: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call; what it raises becomes `Crashed`, and the end of request `rid` if there is one."""
         try:
-            act(*args)
+            act(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  # whatever it is must not end the others; the shell logs it
             self._desk.outbox.put(Crashed(rid, error))
             self._bury(rid, SplitserveError(f"the router failed under this request: {error}"))
@@ -88,14 +93,14 @@ class Lives:
         for life in self:
             prefill, decode = life.request.prefill, life.request.decode
             if prefill is not None and prefill.life == worker:
-                self.act(life.request.rid, lambda life: life.lose_prefill("worker lost"))
+                self.act(life.request.rid, Lifecycle.lose_prefill, "worker lost")
             if decode is not None and decode.life == worker:
-                self.act(life.request.rid, lambda life: life.lose_decode("worker lost"))
+                self.act(life.request.rid, Lifecycle.lose_decode, "worker lost")
 
     def unknown(self, worker: Life, rows: Iterable[tuple[str, int]]) -> None:
         """A worker does not hold these (rid, attempt)."""
         for rid, attempt in rows:
-            self.act(rid, lambda life, attempt=attempt: life.unknown_at(worker, attempt))
+            self.act(rid, Lifecycle.unknown_at, worker, attempt)
 
     def frames_lost(self, worker: Life) -> None:
         """Frames of this worker were lost: every request there is asked for."""
@@ -148,4 +153,4 @@ class Lives:
 
     def end_all(self, error: SplitserveError) -> None:
         for life in self:
-            self.act(life.request.rid, lambda life: life.fail(error))
+            self.act(life.request.rid, Lifecycle.fail, error)

@@ -32,6 +32,7 @@ class Request:
         self.submission = submission
         self.rid = submission.rid
         self.state = RequestState.QUEUED
+        self.live = True  # no end yet
         self.transcript = Transcript(len(submission.seeds), index_once=desk.rules.index_once)
         self.stages = Stages(desk.now)
         self.wish = Wish(submission)
@@ -50,10 +51,6 @@ class Request:
         self._seq = 0
         self._too_much: SplitserveError | None = None
         self._desk = desk
-
-    @property
-    def live(self) -> bool:
-        return not self.state.terminal
 
     @property
     def context(self) -> int:
@@ -86,6 +83,7 @@ class Request:
         if state is not self.state:
             self.count(f"{self.state}->{state}")
             self.state = state
+            self.live = not state.terminal
             self.save(error)
 
     def save(self, error: SplitserveError | None = None) -> None:

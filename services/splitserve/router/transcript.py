@@ -33,7 +33,8 @@ class Transcript:
 
     def heard(self, choice: int, length: int) -> None:
         """The current attempt says that it has `length` tokens of this answer."""
-        self._heard[choice] = max(self._heard[choice], length)
+        if length > self._heard[choice]:
+            self._heard[choice] = length
 
     def forget_heard(self) -> None:
         """A new attempt: what the old one claimed counts no more."""
@@ -42,10 +43,10 @@ class Transcript:
     @property
     def behind(self) -> bool:
         """Some open answer lacks tokens that the current attempt has."""
-        return any(
-            end is None and len(ids) < heard
-            for ids, end, heard in zip(self.outputs, self.ends, self._heard, strict=True)
-        )
+        for ids, end, heard in zip(self.outputs, self.ends, self._heard, strict=True):  # a plain loop: one a token
+            if len(ids) < heard and end is None:
+                return True
+        return False
 
     def append(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from splitserve.protocol.effects import Publish
 from splitserve.protocol.messages import TokenFrame, TokenRow
@@ -15,8 +14,7 @@ def pieces(row: TokenRow, tokens: int) -> Iterator[TokenRow]:
     """A long row as rows of at most `tokens`, the finish on the last, the first row's durations on the first."""
     for at in range(0, max(1, len(row.ids)), tokens):
         last = at + tokens >= len(row.ids)
-        yield replace(
-            row,
+        yield row._replace(
             first_index=row.first_index + at,
             ids=row.ids[at : at + tokens],
             finish=row.finish if last else FinishReason.RUNNING,

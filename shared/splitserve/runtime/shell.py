@@ -102,20 +102,28 @@ class Shell:
             log.exception("event failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
             return
         for command in commands:
-            match command:
-                case Publish(subject, message, reply):
-                    await self._publish(subject, message, reply)
-                case Answer(reply_to, message):
-                    await self._publish(reply_to, message, False)
-                case Ask():
-                    task = asyncio.create_task(self._ask(command), name="ask")
-                    self._asking.add(task)
-                    task.add_done_callback(self._asking.discard)
-                    await asyncio.sleep(0)  # it goes out now: what is published next may not overtake it
-                case _:
-                    self._acts[type(command)](command)
+            act = self._acts.get(type(command))
+            if act is not None:
+                act(command)
+            else:
+                await self._say(command)
         if self._watch is not None:
             self._watched(self._watch, event, commands, now)
+
+    async def _say(self, command: object) -> None:
+        """A command of the bus."""
+        match command:
+            case Publish(subject, message, reply):
+                await self._publish(subject, message, reply)
+            case Answer(reply_to, message):
+                await self._publish(reply_to, message, False)
+            case Ask():
+                task = asyncio.create_task(self._ask(command), name="ask")
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+                await asyncio.sleep(0)  # it goes out now: what is published next may not overtake it
+            case _:
+                raise TypeError(f"nobody carries out a {type(command).__name__}")
 
     def _watched(self, watch: Watch, event: object, commands: Sequence[object], now: float) -> None:
         """Who looks on can break nothing."""

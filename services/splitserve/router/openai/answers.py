@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from splitserve.errors import RequestFailed, SplitserveError
 from splitserve.protocol.params import TokenLogprob
@@ -104,8 +105,7 @@ class Answer:
         self._delta.stop_reason = stop_reason
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What an event asks of the shell."""
 
     stop: bool = False  # tell the generation that this choice needs no more tokens
@@ -122,6 +122,7 @@ class Answers:
         rules: TextRules,
         submissions: Sequence[Submission],
         stop_token_ids: frozenset[int],
+        cached_tokens: Callable[[], int],  # of all prompts, as their generations report
     ) -> None:
         self._prompt_tokens = tuple(len(submission.ids) for submission in submissions)
         self._n = len(submissions[0].seeds)
@@ -130,7 +131,7 @@ class Answers:
             for p, submission in enumerate(submissions)
             for c in range(self._n)
         ]
-        self.cached_tokens = 0  # of all prompts, as their generations report
+        self._cached_tokens = cached_tokens
         self.preemptions = 0
         self.stages: list[dict[str, float]] = []
         self.started = False
@@ -160,11 +161,11 @@ class Answers:
 
     def usage(self, stages: Mapping[str, float]) -> Usage:
         answered = sum(answer.tokens for answer in self.choices)
-        return Usage(sum(self._prompt_tokens), answered, self.cached_tokens, stages)
+        return Usage(sum(self._prompt_tokens), answered, self._cached_tokens(), stages)
 
     def usage_of(self, index: int) -> Usage:
         """Usage as one choice sees it: `continuous_usage_stats`."""
-        return Usage(self._prompt_tokens[index // self._n], self.choices[index].tokens, self.cached_tokens)
+        return Usage(self._prompt_tokens[index // self._n], self.choices[index].tokens, self._cached_tokens())
 
     def _finish(self, prompt: int, event: Done) -> None:
         unfinished = [a for a in self.choices[prompt * self._n : (prompt + 1) * self._n] if not a.ended]

@@ -63,7 +63,10 @@ class Exchange:
         self._generator = generator
         self._tokenizer = tokenizer
         self._watch = watch
-        self._answers = Answers(tokenizer, job.rules, job.submissions, job.stop_token_ids)
+        self._inbox = Inbox()
+        self._answers = Answers(
+            tokenizer, job.rules, job.submissions, job.stop_token_ids, lambda: self._inbox.cached_tokens
+        )
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._detokenise_s = 0.0
@@ -77,9 +80,9 @@ class Exchange:
         await self._reported(receive, self._stream(write))
 
     async def _whole(self) -> Response:
-        async with generating(self._generator, self._job.submissions) as inbox:
+        async with generating(self._generator, self._job.submissions, self._inbox):
             while not self._answers.done:
-                failure = await self._step(inbox)
+                failure = await self._step()
                 if failure is not None:
                     raise failure
         deltas = [answer.drain() or Delta(index) for index, answer in enumerate(self._answers.choices)]
@@ -104,9 +107,9 @@ class Exchange:
             include_usage=self._job.include_usage,
             continuous=self._job.continuous_usage,
         )
-        async with generating(self._generator, self._job.submissions) as inbox:
+        async with generating(self._generator, self._job.submissions, self._inbox):
             while not answers.done:
-                failure = await self._step(inbox)
+                failure = await self._step()
                 deltas = answers.drain()
                 if deltas:
                     opening = b"" if opened else writer.opening(range(len(answers.choices)), answers.usage_of)
@@ -135,11 +138,9 @@ class Exchange:
         gap = gap_breakdown(stages[0])
         return {"ttft": sum(ttft.values()), **ttft} | ({"first_gap": sum(gap.values()), **gap} if gap else {})
 
-    async def _step(self, inbox: Inbox) -> SplitserveError | None:
+    async def _step(self) -> SplitserveError | None:
         """Take what has arrived into the answers; the error that ended the request, if one did."""
-        arrivals = await inbox.take()
-        self._answers.cached_tokens = inbox.cached_tokens
-        for prompt, event, at in arrivals:
+        for prompt, event, at in await self._inbox.take():
             began = time.monotonic()
             try:
                 taken = self._answers.take(prompt, event, at)
@@ -154,7 +155,7 @@ class Exchange:
             if isinstance(event, Tokens):
                 self._last_at = at
                 if taken.stop:
-                    inbox.stop(prompt, event.choice)
+                    self._inbox.stop(prompt, event.choice)
         return None
 
     async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -182,7 +183,7 @@ class Exchange:
                 refused=refused,
                 finish_reasons=tuple(choice.finish_reason for choice in choices if choice.finish_reason is not None),
                 prompt_tokens=tuple(len(submission.ids) for submission in job.submissions),
-                cached_tokens=self._answers.cached_tokens,
+                cached_tokens=self._inbox.cached_tokens,
                 generation_tokens=tuple(choice.tokens for choice in choices),
                 n=len(job.submissions[0].seeds),
                 max_tokens=max(submission.params.max_tokens for submission in job.submissions),

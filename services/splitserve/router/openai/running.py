@@ -57,13 +57,14 @@ class Inbox:
 
 
 @asynccontextmanager
-async def generating(generator: Generator, submissions: Sequence[Submission]) -> AsyncGenerator[Inbox, None]:
-    """Submit all, gather their events, and end all of them on leaving. Raises what `submit` raises."""
+async def generating(
+    generator: Generator, submissions: Sequence[Submission], inbox: Inbox
+) -> AsyncGenerator[None, None]:
+    """Submit all, have `inbox` hear their events, and end all of them on leaving. Raises what `submit` raises."""
     async with AsyncExitStack() as stack:
-        inbox = Inbox()
         for submission in submissions:
             await inbox.open(generator, submission, stack)
-        yield inbox
+        yield
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

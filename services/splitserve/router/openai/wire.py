@@ -61,6 +61,10 @@ class Wire(Protocol):
         """One entry of `choices`."""
         ...
 
+    def around(self, index: int) -> tuple[bytes, bytes]:
+        """What `chunk` writes before and behind a text that comes without log-probabilities and ends nothing."""
+        ...
+
     def choice(self, delta: Delta, spelling: Spelling, *, logprobs: bool) -> Json:
         """One entry of `choices` in a whole answer."""
         ...
@@ -90,6 +94,9 @@ class ChatWire:
             probs,
             _ending(delta),
         )
+
+    def around(self, index: int) -> tuple[bytes, bytes]:
+        return b'{"index":%d,"delta":{"content":' % index, b'},"logprobs":null,"finish_reason":null}'
 
     def choice(self, delta: Delta, spelling: Spelling, *, logprobs: bool) -> Json:
         return {
@@ -134,6 +141,9 @@ class CompletionWire:
         probs = dumps(self._logprobs(delta.records, spelling)) if logprobs else b"null"
         return b'{"index":%d,"text":%b,"logprobs":%b,%b' % (delta.index, dumps(delta.text), probs, _ending(delta))
 
+    def around(self, index: int) -> tuple[bytes, bytes]:
+        return b'{"index":%d,"text":' % index, b',"logprobs":null,"finish_reason":null}'
+
     def choice(self, delta: Delta, spelling: Spelling, *, logprobs: bool) -> Json:
         return {
             "index": delta.index,
@@ -172,6 +182,8 @@ class ChunkWriter:
         self._include_usage = include_usage
         self._continuous = continuous
         self._head = b"data: " + dumps({**head, "object": wire.chunk_object})[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # by choice: an event of text alone, but for the text
 
     def opening(self, indices: Sequence[int], usage: Callable[[int], Usage]) -> bytes:
         """The chunks before any text: one a choice that says whose role it has."""
@@ -179,10 +191,7 @@ class ChunkWriter:
         return b"".join(self._event(chunk, index, usage) for index, chunk in chunks if chunk)
 
     def deltas(self, deltas: Sequence[Delta], usage: Callable[[int], Usage]) -> bytes:
-        return b"".join(
-            self._event(self._wire.chunk(delta, self._spelling, logprobs=self._logprobs), delta.index, usage)
-            for delta in deltas
-        )
+        return b"".join([self._delta(delta, usage) for delta in deltas])
 
     def closing(self, usage: Usage) -> bytes:
         """The usage chunk, if it was asked for, and the mark of the end."""
@@ -190,11 +199,17 @@ class ChunkWriter:
             return DONE
         return self._head + b'],"usage":' + dumps(usage_object(usage)) + b"}\n\n" + DONE
 
+    def _delta(self, delta: Delta, usage: Callable[[int], Usage]) -> bytes:
+        if self._logprobs or self._continuous or delta.finish_reason is not None:
+            return self._event(self._wire.chunk(delta, self._spelling, logprobs=self._logprobs), delta.index, usage)
+        around = self._around.get(delta.index)
+        if around is None:
+            before, behind = self._wire.around(delta.index)
+            around = self._around[delta.index] = (self._head + before, behind + self._tail)
+        return around[0] + dumps(delta.text) + around[1]
+
     def _event(self, choice: bytes, index: int, usage: Callable[[int], Usage]) -> bytes:
-        if self._continuous:
-            tail = b'],"usage":' + dumps(usage_object(usage(index))) + b"}\n\n"
-        else:
-            tail = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
+        tail = b'],"usage":' + dumps(usage_object(usage(index))) + b"}\n\n" if self._continuous else self._tail
         return self._head + choice + tail
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from splitserve.protocol.messages.columns import U1, U2, U4
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
 from splitserve.protocol.trace import NO_TRACE, Trace
+
+_REASONS = {int(reason): reason for reason in FinishReason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,8 @@ class RowLogprobs:
     tokens: tuple[TokenLogprob, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One row of a frame, taken out of its columns."""
+class TokenRow(NamedTuple):
+    """One row of a frame, taken out of its columns. A tuple, since every token of the cluster is one."""
 
     slot: int
     da: int
@@ -93,7 +95,7 @@ class TokenFrame:
                 self.das[n],
                 self.first_indices[n],
                 self.ids[at : at + count],
-                FinishReason(self.finishes[n]),
+                _REASONS[self.finishes[n]],
                 firsts.get(n),
                 logprobs.get(n, ()),
             )
