@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,18 +12,19 @@ import torch
 
 from splitserve.config import EngineSettings, ModelSettings
 from splitserve.engine.attention.base import LayerAttention
-from splitserve.engine.attention.chosen import ChosenBackend, Kernels
-from splitserve.engine.attention.native import library
+from splitserve.engine.attention.chosen import ChosenBackend
 from splitserve.engine.attention.native_backend import NativeBackend
 from splitserve.engine.attention.torch_backend import TorchBackend
 from splitserve.engine.attention.trial import refuse_wrong
 from splitserve.engine.batch import StepRow
 from splitserve.engine.forward import forward_context
+from splitserve.engine.kernels import Kernels
 from splitserve.engine.loader import load_model
+from splitserve.engine.native import library
 from splitserve.errors import ConfigError, DependencyMissing
 from splitserve.kv.layout import LayerKV, attention_layout
 from splitserve.kv.storage import KvStorage, LayerView
-from splitserve.model.embedded import default_cache
+from support.tiny_models import FUSABLE, save_model
 
 PLAIN = LayerAttention(layer=0, heads=9, kv_heads=3, k_dim=64, v_dim=64, scale=0.125)
 SHAPES = {
@@ -40,30 +40,17 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def built() -> Path:
-    """The library, built in the user's cache as a worker builds it."""
-    why_not = library.refusal()
-    if why_not is not None:
-        pytest.skip(why_not)
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("no C++ compiler here")
-    path = library.build(default_cache())
-    library.load(path)
-    return path
-
-
 @pytest.mark.model
 @pytest.mark.parametrize("block_tokens", [16, 48])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_ragged_step_is_within_the_bound_of_float32(built: Path, shape: str, block_tokens: int) -> None:
+def test_a_ragged_step_is_within_the_bound_of_float32(kernels: Path, shape: str, block_tokens: int) -> None:
     backend = NativeBackend(block_tokens, torch.bfloat16)
     assert refuse_wrong(backend, [SHAPES[shape]], block_tokens, torch.bfloat16) is None
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("rows", [[(0, 1)], [(0, 200)], [(511, 1), (15, 1), (16, 1)], [(1000, 3), (127, 129)]])
-def test_what_lies_in_unused_slots_is_never_read_into_an_answer(built: Path, rows: list[tuple[int, int]]) -> None:
+def test_what_lies_in_unused_slots_is_never_read_into_an_answer(kernels: Path, rows: list[tuple[int, int]]) -> None:
     out, view, tables = _filled_with_nan(rows)
     assert torch.isfinite(out).all()
     for (start, count), table in zip(rows, tables, strict=True):
@@ -73,7 +60,7 @@ def test_what_lies_in_unused_slots_is_never_read_into_an_answer(built: Path, row
 
 
 @pytest.mark.model
-def test_two_threads_give_what_one_gives(built: Path) -> None:
+def test_two_threads_give_what_one_gives(kernels: Path) -> None:
     rows = [(300, 1), (17, 1), (0, 333), (64, 200)]
     before = torch.get_num_threads()
     try:
@@ -113,7 +100,7 @@ def _filled_with_nan(rows: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, Lay
 
 @pytest.mark.model
 def test_a_model_is_checked_and_served_by_the_kernels_when_they_are_asked_for(
-    built: Path, smollm2_folder: Path
+    kernels: Path, smollm2_folder: Path
 ) -> None:
     torch.set_num_threads(1)
     settings = EngineSettings(device="cpu", threads=1, attention_backend="native")
@@ -152,8 +139,11 @@ def test_what_the_kernels_do_not_know_is_refused_by_name(
 def test_without_a_compiler_torch_goes_on_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("splitserve.engine.kernels.library.library_path", lambda cache: cache / "none.so")
     chosen = ChosenBackend(TorchBackend(16))
-    assert not Kernels(chosen, [PLAIN], 16, torch.bfloat16, tmp_path).build()
+    model = save_model(FUSABLE["llama"](), tmp_path)
+    layout = attention_layout(16, [LayerKV(0, 2, 32, 32, "bfloat16")])
+    assert not Kernels(chosen, model, {}, layout, tmp_path).build()
     assert chosen.name == "torch"
 
 

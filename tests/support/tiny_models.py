@@ -118,6 +118,21 @@ ADMITTED: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }  # fmt: skip
 
+_IN_TILES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+# Of the families whose layers can be one call, in sizes that the kernels take
+FUSABLE: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": _with(tf.LlamaConfig, **_IN_TILES),
+    "llama with biases": _with(tf.LlamaConfig, **_IN_TILES, attention_bias=True),
+    "llama tied": _with(tf.LlamaConfig, **_IN_TILES, tie_word_embeddings=True),
+    "mistral, window 9": _with(tf.MistralConfig, **_IN_TILES, sliding_window=9),
+    "qwen2": _with(tf.Qwen2Config, **_IN_TILES),
+    "qwen3": _with(tf.Qwen3Config, **_IN_TILES),
+    "gemma3, window 9": _with(
+        tf.Gemma3TextConfig, **_IN_TILES, num_hidden_layers=4, sliding_window=9, layer_types=_ALTERNATING
+    ),
+}
+
+
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "t5": (
         lambda: tf.T5Config(vocab_size=VOCABULARY, d_model=32, num_layers=1, d_ff=32),

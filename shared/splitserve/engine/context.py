@@ -13,6 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
+from splitserve.engine.attention.base import LayerAttention
+from splitserve.engine.attention.native_backend import NativePlan
+from splitserve.kv.storage import LayerView
+
 ATTENTION_NAME = "splitserve"
 
 
@@ -32,6 +36,14 @@ class AttentionHandler(Protocol):
         ...
 
 
+class FusedStep(Protocol):
+    """What a fused layer asks of the current forward."""
+
+    @property
+    def places(self) -> NativePlan: ...
+    def view(self, layer: LayerAttention) -> LayerView: ...
+
+
 _local = threading.local()
 
 
@@ -46,6 +58,11 @@ def attention_context(handler: AttentionHandler) -> Generator[None]:
         _local.handler = previous
 
 
+def current_step() -> FusedStep:
+    """Of the forward that this thread is in. RuntimeError outside of `attention_context`."""
+    return _current()
+
+
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -55,10 +72,14 @@ def paged_attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls under the name "splitserve". RuntimeError outside of `attention_context`."""
-    handler: AttentionHandler | None = getattr(_local, "handler", None)
+    return _current().attend(module, query, key, value, attention_mask, options), None
+
+
+def _current() -> Any:
+    handler = getattr(_local, "handler", None)
     if handler is None:
         raise RuntimeError("attention was called outside of a step of the engine")
-    return handler.attend(module, query, key, value, attention_mask, options), None
+    return handler
 
 
 def register_attention() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from splitserve.engine.attention.base import AttentionBackend, ForwardContext, LayerAttention
+from splitserve.engine.attention.native_backend import NativePlan, native_plan
 from splitserve.engine.batch import StepRow
 from splitserve.engine.context import attention_context
-from splitserve.kv.storage import KvStorage
+from splitserve.kv.storage import KvStorage, LayerView
 
 
 class PagedModel:
@@ -41,7 +43,7 @@ class PagedModel:
         """Feed the rows, write their KV, and give the logits `[len(keep), V]` of tokens `keep` of the flat batch."""
         context = forward_context(rows, num_decodes, self._storage.layout.block_tokens)
         ids = np.fromiter(chain.from_iterable(row.ids for row in rows), dtype=np.int64)
-        handler = _PagedAttention(self._layers, self._backend, self._storage, self._backend.plan(context))
+        handler = _PagedAttention(self._layers, self._backend, self._storage, context)
         with attention_context(handler):
             output = self._model(
                 input_ids=self._to_device(ids)[None],
@@ -64,19 +66,30 @@ class PagedModel:
 
 
 class _PagedAttention:
-    """The attention handler of one step."""
+    """Where the attention of one step is answered, and where its fused layers look."""
 
     def __init__(
         self,
         layers: Mapping[torch.nn.Module, LayerAttention],
         backend: AttentionBackend[Any],
         storage: KvStorage,
-        plan: object,
+        context: ForwardContext,
     ) -> None:
         self._layers = layers
         self._backend = backend
         self._storage = storage
-        self._plan = plan
+        self._context = context
+
+    @cached_property
+    def _plan(self) -> Any:
+        return self._backend.plan(self._context)
+
+    @cached_property
+    def places(self) -> NativePlan:
+        return native_plan(self._context)
+
+    def view(self, layer: LayerAttention) -> LayerView:
+        return self._storage.view(layer.kv_layer)
 
     def attend(
         self,
@@ -88,7 +101,7 @@ class _PagedAttention:
         options: Mapping[str, Any],
     ) -> torch.Tensor:
         layer = self._layers[module]
-        view = self._storage.view(layer.kv_layer)
+        view = self.view(layer)
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         return self._backend.forward(layer, query, key, value, view, self._plan)[None]
 

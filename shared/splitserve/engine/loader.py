@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from splitserve.config import EngineSettings, ModelSettings
-from splitserve.engine.attention.chosen import ChosenBackend, Kernels
+from splitserve.engine.attention.chosen import ChosenBackend
 from splitserve.engine.attention.torch_backend import TorchBackend
 from splitserve.engine.checkpoint import (
     check_memory,
@@ -23,7 +23,10 @@ from splitserve.engine.checkpoint import (
     read_weights,
 )
 from splitserve.engine.devices import free_memory, pick_device
+from splitserve.engine.exact import exact_logits
+from splitserve.engine.fused import fusing_refusal
 from splitserve.engine.gate import check_config, rope_parameters
+from splitserve.engine.kernels import Kernels
 from splitserve.engine.linear import pack_linears
 from splitserve.engine.probe import Layers, probe
 from splitserve.engine.rope import pin_longrope
@@ -83,9 +86,13 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
     backend = ChosenBackend(TorchBackend(engine.block_size, device))
     layers = probe(name, loaded, backend)
     layout = kv_layout(layers, engine.block_size, dtype)
+    kernels = Kernels(backend, loaded, layers, layout, cache_folder(model))
+    refusal = _kernels_refusal(kernels, engine, device)
+    if refusal is None and fusing_refusal(loaded, layers) is None:
+        kernels = replace(kernels, exact=exact_logits(loaded, layers, max_model_len))
     packed = pack_linears(loaded, DTYPES[dtype]) if device.type == "cpu" else 0
-    kernels = _kernels(backend, layers, engine, model, device, dtype)
     error = check_against_reference(name, loaded, layers, backend, layout, max_model_len)
+    to_build = _put_to_use(kernels, refusal, engine)
     architecture = type(loaded).__name__
     factors = fingerprint_factors(
         model=architecture,
@@ -114,7 +121,7 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
         config=config,
         layers=layers,
         backend=backend,
-        kernels=kernels,
+        kernels=to_build,
         layout=layout,
         fingerprint=fingerprint(factors),
         fingerprint_factors=factors,
@@ -128,28 +135,24 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
     )
 
 
-def _kernels(
-    backend: ChosenBackend,
-    layers: Layers,
-    engine: EngineSettings,
-    model: ModelSettings,
-    device: torch.device,
-    dtype: str,
-) -> Kernels | None:
+def _kernels_refusal(kernels: Kernels, engine: EngineSettings, device: torch.device) -> str | None:
+    """Why torch alone serves, in one clause; None: the kernels may."""
+    if engine.attention_backend == "torch":
+        return "--attention-backend is torch"
+    return "they are for a CPU" if device.type != "cpu" else kernels.refusal()
+
+
+def _put_to_use(kernels: Kernels, refusal: str | None, engine: EngineSettings) -> Kernels | None:
     """Put compiled kernels in where they are built already, or asked for; what remains to be built, or None.
 
     ConfigError when they were asked for and cannot be had.
     """
-    if engine.attention_backend == "torch":
-        return None
-    kernels = Kernels(backend, tuple(layers.values()), engine.block_size, DTYPES[dtype], cache_folder(model))
-    refusal = "they are for a CPU" if device.type != "cpu" else kernels.refusal()
     if engine.attention_backend == "native":
         if refusal is not None or not kernels.build():
             raise ConfigError(f"--attention-backend native: {refusal or 'see the line above'}; use auto")
         return None
     if refusal is not None:
-        _log.info("attention stays with torch", extra={"reason": refusal})
+        _log.info("torch serves", extra={"reason": refusal})
         return None
     return None if kernels.use_if_built() else kernels
 

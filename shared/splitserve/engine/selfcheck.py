@@ -19,6 +19,8 @@ from splitserve.errors import UnsupportedModel
 from splitserve.kv.layout import KVLayout
 from splitserve.kv.storage import KvStorage
 
+Sequences = list[np.ndarray[Any, np.dtype[np.int64]]]
+
 _LONGEST_WINDOW = 2048  # a longer one is not crossed: that would cost more than it shows
 _TAIL = 5  # tokens fed one by one at the end of each sequence, whose logits are compared
 
@@ -40,10 +42,10 @@ def check_against_reference(
     Two sequences run together: one longer than the smallest window, fed in two chunks, one short, fed in one; then both
     decode. The median over positions decides in 16 bits (an expert chosen otherwise by rounding is not an error).
     """
-    sequences = _sequences(model.config.vocab_size, layers, max_model_len)
-    paged = _paged_logits(model, layers, backend, layout, sequences)
-    with _reference_attention(model, layers):
-        expected = torch.cat([_reference_logits(model, ids) for ids in sequences])
+    sequences = sequences_to_check(model.config.vocab_size, layers, max_model_len)
+    paged = paged_logits(model, layers, backend, layout, sequences)
+    with reference_attention(model, layers):
+        expected = torch.cat([reference_logits(model, ids) for ids in sequences])
     difference = (paged - expected).float()
     spread = expected.float().std(-1).clamp(min=1e-6)
     errors = difference.square().mean(-1).sqrt() / spread
@@ -57,19 +59,20 @@ def check_against_reference(
     return float(errors.max())
 
 
-def _sequences(vocabulary: int, layers: Layers, max_model_len: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def sequences_to_check(vocabulary: int, layers: Layers, max_model_len: int) -> Sequences:
+    """Ids of a long sequence and a short one."""
     windows = [layer.window for layer in layers.values() if layer.window and layer.window <= _LONGEST_WINDOW]
     long = max(40, min(windows, default=0) + 20)
     generator = np.random.default_rng(0)
     return [generator.integers(0, vocabulary, max(min(size, max_model_len), 2 * _TAIL)) for size in (long, 17)]
 
 
-def _paged_logits(
+def paged_logits(
     model: PreTrainedModel,
     layers: Layers,
     backend: AttentionBackend[Any],
     layout: KVLayout,
-    sequences: list[np.ndarray[Any, np.dtype[np.int64]]],
+    sequences: Sequences,
 ) -> torch.Tensor:
     """`[2 * TAIL, V]`, sequence by sequence. Their blocks are interleaved, so that a wrong table shows."""
     blocks = max(-(-len(ids) // layout.block_tokens) for ids in sequences)
@@ -91,13 +94,14 @@ def _paged_logits(
     return torch.stack(steps).transpose(0, 1).flatten(0, 1)
 
 
-def _reference_logits(model: PreTrainedModel, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+def reference_logits(model: PreTrainedModel, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+    """`[TAIL, V]`: of the positions of one sequence that are compared."""
     tensor = torch.from_numpy(ids).to(model.device)[None]
     return model(input_ids=tensor, use_cache=False, logits_to_keep=_TAIL).logits[0]
 
 
 @contextmanager
-def _reference_attention(model: PreTrainedModel, layers: Layers) -> Generator[None]:
+def reference_attention(model: PreTrainedModel, layers: Layers) -> Generator[None]:
     """transformers' own attention: SDPA, or eager where a model needs what SDPA lacks."""
     by_hand = any(layer.softcap is not None or layer.sinks is not None for layer in layers.values())
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from splitserve.engine.attention.base import AttentionBackend, ForwardContext, LayerAttention
+from splitserve.engine.native.library import amx_allowed
 from splitserve.kv.storage import LayerView
 
 _LANES = 16  # tokens that a kernel scores at once
@@ -27,6 +29,17 @@ class NativePlan:
     num_decodes: int
 
 
+def native_plan(context: ForwardContext) -> NativePlan:
+    """`context` as tensors."""
+    return NativePlan(
+        _int64(context.query_start),
+        _int64(context.kv_len),
+        _int64(context.block_tables[0]),
+        _int64(context.slots[0]),
+        context.num_decodes,
+    )
+
+
 class NativeBackend(AttentionBackend[NativePlan]):
     """See the module. `native.library.load` must have succeeded."""
 
@@ -35,6 +48,10 @@ class NativeBackend(AttentionBackend[NativePlan]):
     def __init__(self, block_tokens: int, dtype: torch.dtype) -> None:
         self._block_tokens = block_tokens
         self._dtype = dtype
+
+    @cached_property
+    def _amx(self) -> bool:
+        return amx_allowed()
 
     def supports(self, layer: LayerAttention) -> str | None:
         if self._dtype != torch.bfloat16:
@@ -50,13 +67,7 @@ class NativeBackend(AttentionBackend[NativePlan]):
         return None
 
     def plan(self, context: ForwardContext) -> NativePlan:
-        return NativePlan(
-            _int64(context.query_start),
-            _int64(context.kv_len),
-            _int64(context.block_tables[0]),
-            _int64(context.slots[0]),
-            context.num_decodes,
-        )
+        return native_plan(context)
 
     def forward(
         self,
@@ -81,6 +92,7 @@ class NativeBackend(AttentionBackend[NativePlan]):
             layer.scale,
             layer.window or 0,
             layer.source is None,
+            self._amx,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,11 @@ _DECODES = 3
 
 @torch.inference_mode()
 def refuse_wrong(
-    backend: AttentionBackend[Any], layers: Iterable[LayerAttention], block_tokens: int, dtype: torch.dtype
+    backend: AttentionBackend[Any],
+    layers: Iterable[LayerAttention],
+    block_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> str | None:
     """None where `backend` serves all `layers` within `BOUND`, else one clause saying which it does not."""
     distinct = {(x.heads, x.kv_heads, x.k_dim, x.v_dim, x.scale, x.window, x.softcap): x for x in layers}
@@ -30,8 +35,8 @@ def refuse_wrong(
         refusal = backend.supports(layer)
         if refusal is not None:
             return refusal
-        exact = _step(TorchBackend(block_tokens), layer, block_tokens, dtype, torch.float32)
-        got = _step(backend, layer, block_tokens, dtype, dtype)
+        exact = _step(TorchBackend(block_tokens), _on_host(layer), block_tokens, dtype, torch.float32, "cpu")
+        got = _step(backend, layer, block_tokens, dtype, dtype, device)
         error = float(((got - exact).abs() / (1 + exact.abs())).max())
         if not error <= BOUND:  # a NaN must not pass
             return f"a layer of {layer.heads} heads is off by {error:.2g}, the bound is {BOUND:g}"
@@ -39,19 +44,26 @@ def refuse_wrong(
 
 
 def _step(
-    backend: AttentionBackend[Any], layer: LayerAttention, block_tokens: int, drawn: torch.dtype, dtype: torch.dtype
+    backend: AttentionBackend[Any],
+    layer: LayerAttention,
+    block_tokens: int,
+    drawn: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> torch.Tensor:
-    """One ragged step over numbers drawn in `drawn`, computed in `dtype`: `[T, Hq, Dv]` in float32."""
+    """One ragged step over numbers drawn in `drawn`, computed in `dtype` on `device`: `[T, Hq, Dv]` in float32."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(tokens: int, heads: int, dim: int) -> torch.Tensor:
-        return torch.randn(tokens, heads, dim, generator=generator).to(drawn).to(dtype)
+        return torch.randn(tokens, heads, dim, generator=generator).to(drawn).to(device, dtype)
 
     lengths = [start + count for start, count in _ROWS]
     needed = [-(-length // block_tokens) for length in lengths]
     name = str(dtype).removeprefix("torch.")
     storage = KvStorage(
-        attention_layout(block_tokens, [LayerKV(0, layer.kv_heads, layer.k_dim, layer.v_dim, name)]), sum(needed)
+        attention_layout(block_tokens, [LayerKV(0, layer.kv_heads, layer.k_dim, layer.v_dim, name)]),
+        sum(needed),
+        device=device,
     )
     view = storage.view(0)
     dealt = np.random.default_rng(0).permutation(storage.blocks).tolist()
@@ -60,12 +72,16 @@ def _step(
     values = [draw(length, layer.kv_heads, layer.v_dim) for length in lengths]
     query = torch.cat([draw(count, layer.heads, layer.k_dim) for _, count in _ROWS])
     for (start, _), table, key, value in zip(_ROWS, tables, keys, values):
-        position = torch.arange(start)
-        block = torch.tensor(table)[position // block_tokens]
+        position = torch.arange(start, device=device)
+        block = torch.tensor(table, device=device)[position // block_tokens]
         view.k[block, :, position % block_tokens] = key[:start]
         view.v[block, :, position % block_tokens] = value[:start]
     rows = [StepRow([0] * count, start, [table]) for (start, count), table in zip(_ROWS, tables)]
     plan = backend.plan(forward_context(rows, _DECODES, block_tokens))
     new_keys = torch.cat([key[start:] for (start, _), key in zip(_ROWS, keys)])
     new_values = torch.cat([value[start:] for (start, _), value in zip(_ROWS, values)])
-    return backend.forward(layer, query, new_keys, new_values, view, plan).float()
+    return backend.forward(layer, query, new_keys, new_values, view, plan).float().cpu()
+
+
+def _on_host(layer: LayerAttention) -> LayerAttention:
+    return layer if layer.sinks is None else replace(layer, sinks=layer.sinks.cpu())

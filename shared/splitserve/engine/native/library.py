@@ -19,7 +19,7 @@ from splitserve.errors import DependencyMissing
 from splitserve.model.lock import locked
 from splitserve.tether import tethered
 
-_SOURCE = "attention.cpp"
+_SOURCES = ("library.cpp", "layer.h", "attention.h", "gemm.h", "lanes.h")  # the first is compiled
 _COMPILE_TIMEOUT_S = 900.0
 _ASIDE = "building-"
 _ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx2", "fma")
@@ -39,9 +39,9 @@ def refusal() -> str | None:
 
 def library_path(cache: Path) -> Path:
     """Where the built library is kept under `cache`."""
-    source = (Path(__file__).parent / _SOURCE).read_bytes()
-    named = hashlib.sha256(b"\0".join([source, " ".join(_flags()).encode(), torch.__version__.encode()]))
-    return cache / "kernels" / f"attention-{named.hexdigest()[:16]}.so"
+    sources = [(Path(__file__).parent / name).read_bytes() for name in _SOURCES]
+    named = hashlib.sha256(b"\0".join([*sources, " ".join(_flags()).encode(), torch.__version__.encode()]))
+    return cache / "kernels" / f"kernels-{named.hexdigest()[:16]}.so"
 
 
 def build(cache: Path) -> Path:
@@ -75,13 +75,18 @@ def load(path: Path) -> None:
         raise DependencyMissing(f"{path} does not load: {str(error).splitlines()[0]}") from error
 
 
+def amx_allowed() -> bool:
+    """Whether this process may use AMX tiles; asks the system for them. `load` must have succeeded."""
+    return torch.cpu.get_capabilities().get("amx_bf16", False) and torch.ops.splitserve.amx_allowed()
+
+
 def _compile(compiler: str, target: Path) -> None:
     """Written aside and renamed, so that a killed compiler leaves nothing that looks built. Under the lock."""
     for left in target.parent.glob(f"{_ASIDE}*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=target.parent) as folder:
         made, home = Path(folder) / target.name, Path(torch.__file__).parent
-        command = [compiler, *_flags(), str(Path(__file__).parent / _SOURCE), "-o", str(made)]
+        command = [compiler, *_flags(), str(Path(__file__).parent / _SOURCES[0]), "-o", str(made)]
         command += [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
         command += [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
         try:

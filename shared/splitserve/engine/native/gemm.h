@@ -1,0 +1,190 @@
+// y = x W^T for bfloat16 on one core's caches, by AMX tiles where the CPU has them, else by AVX512_BF16.
+//
+// A weight [N, K] is laid out once, in panels of 32 columns: [N/32][K/32][2][16 pairs of k][16 columns][2], so that a step
+// with few rows reads it as one stream, at the speed of memory; the next lines are asked for ahead, as the hardware does not
+// keep enough of them in flight. Activations are laid out in tiles of 16 rows and 32 k, [rows/16][K/32][16][32], by those who
+// make them: a tile is then a kilobyte in a row, whatever K.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "lanes.h"
+
+namespace splitserve {
+
+constexpr int64_t kTile = 16 * 32;        // elements of a tile
+constexpr int64_t kPanel = 32;            // columns of a panel
+constexpr int64_t kAhead = 6 * 1024;      // bytes asked for ahead of what is read
+constexpr int64_t kRowsAtOnce = 32;       // of a block of C
+
+// At least `elements` at a multiple of 64 bytes, in memory that is kept from call to call: fresh memory costs a page fault
+// every 4 KiB.
+inline bf16* aligned(std::vector<bf16>& buffer, int64_t elements) {
+  if (static_cast<int64_t>(buffer.size()) < elements + 32) buffer.resize(elements + 32);
+  return reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+}
+
+// Activations in tiles. Sixteen elements from column c on (a multiple of 16) are adjacent.
+struct Tiles {
+  bf16* data;
+  int64_t width;  // K
+  bf16* at(int64_t row, int64_t column) const {
+    return data + (row / 16 * (width / 32) + column / 32) * kTile + row % 16 * 32 + column % 32;
+  }
+  static int64_t elements(int64_t rows, int64_t width) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce * width; }
+};
+
+struct Weight {
+  const bf16* data;
+  int64_t columns, width;  // N, K: multiples of 32
+  const bf16* panel(int64_t index) const { return data + index * kPanel * width; }
+};
+
+inline void pack(const bf16* from, int64_t columns, int64_t width, bf16* to) {
+  at::parallel_for(0, columns / kPanel, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin * kPanel; n < end * kPanel; n++)
+      for (int64_t k = 0; k < width; k += 2) {
+        bf16* pair = to + n / kPanel * kPanel * width + (k / 32 * 2 + n % kPanel / 16) * kTile + k % 32 / 2 * 32 + n % 16 * 2;
+        std::memcpy(pair, from + n * width + k, 2 * sizeof(bf16));
+      }
+  });
+}
+
+// Linux gives AMX to a process that asks for it (arch/x86 "xstate" documentation); asked once, false where it is refused.
+inline bool amx_allowed() {
+  constexpr int kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+// C of up to 32 rows and one panel: [32][32] float32.
+using Block = float[kRowsAtOnce * kPanel];
+
+#define SPLITSERVE_AMX __attribute__((target("amx-tile,amx-bf16")))
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+SPLITSERVE_AMX inline void amx_begin() {
+  static constexpr TileConfig config;  // static: gcc 12 sees only its first 8 bytes used, and would leave the rest out
+  _tile_loadconfig(&config);
+}
+
+SPLITSERVE_AMX inline void amx_end() { _tile_release(); }
+
+// `a`: the first tile of 16 rows, those of the next 16 are `a_next` elements on. `ahead`: B comes from memory.
+template <bool kTwo>
+SPLITSERVE_AMX inline void amx_block(const bf16* a, int64_t a_next, const bf16* b, int64_t steps, bool ahead, float* c) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTwo) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; step++, a += kTile, b += 2 * kTile) {
+    if (ahead)
+      for (int64_t line = 0; line < 4 * kTile; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(b) + kAhead + line, _MM_HINT_T0);
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + kTile, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
+      _tile_loadd(5, a + a_next, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, c, kPanel * sizeof(float));
+  _tile_stored(1, c + 16, kPanel * sizeof(float));
+  if constexpr (kTwo) {
+    _tile_stored(2, c + 16 * kPanel, kPanel * sizeof(float));
+    _tile_stored(3, c + 16 * kPanel + 16, kPanel * sizeof(float));
+  }
+}
+
+// R rows (of one tile) by dot products of pairs.
+template <int R>
+inline void lanes_block(const bf16* a, const bf16* b, int64_t steps, bool ahead, float* c) {
+  __m512 sum[R][2];
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (int64_t step = 0; step < steps; step++, a += kTile, b += 2 * kTile)
+    for (int64_t pair = 0; pair < 16; pair++) {
+      const bf16* at = b + pair * 32;
+      if (ahead) {
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kTile) + kAhead, _MM_HINT_T0);
+      }
+      const __m512bh low = (__m512bh)_mm512_loadu_si512(at), high = (__m512bh)_mm512_loadu_si512(at + kTile);
+      for (int r = 0; r < R; r++) {
+        int32_t x;
+        std::memcpy(&x, a + r * 32 + pair * 2, sizeof(x));
+        const __m512bh both = (__m512bh)_mm512_set1_epi32(x);
+        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], both, low);
+        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], both, high);
+      }
+    }
+  for (int r = 0; r < R; r++) {
+    _mm512_storeu_ps(c + r * kPanel, sum[r][0]);
+    _mm512_storeu_ps(c + r * kPanel + 16, sum[r][1]);
+  }
+}
+
+inline void lanes_rows(const Tiles& x, int64_t row, int64_t rows, const bf16* b, bool ahead, float* c) {
+  const int64_t steps = x.width / 32;
+  for (int64_t r = 0; r < rows;) {
+    const int64_t n = std::min<int64_t>({rows - r, 16 - (row + r) % 16, 8});  // 16 accumulators
+    const bf16* a = x.at(row + r, 0);
+    float* to = c + r * kPanel;
+    switch (n) {
+      case 8: lanes_block<8>(a, b, steps, ahead, to); break;
+      case 7: lanes_block<7>(a, b, steps, ahead, to); break;
+      case 6: lanes_block<6>(a, b, steps, ahead, to); break;
+      case 5: lanes_block<5>(a, b, steps, ahead, to); break;
+      case 4: lanes_block<4>(a, b, steps, ahead, to); break;
+      case 3: lanes_block<3>(a, b, steps, ahead, to); break;
+      case 2: lanes_block<2>(a, b, steps, ahead, to); break;
+      default: lanes_block<1>(a, b, steps, ahead, to); break;
+    }
+    r += n;
+    ahead = false;
+  }
+}
+
+// Rows [row, row + rows) of x, at most 32, times one panel.
+inline void multiply(const Tiles& x, int64_t row, int64_t rows, const bf16* panel, bool ahead, bool amx, float* c) {
+  if (!amx)
+    lanes_rows(x, row, rows, panel, ahead, c);
+  else if (rows > 16)
+    amx_block<true>(x.at(row, 0), x.width * 16, panel, x.width / 32, ahead, c);
+  else
+    amx_block<false>(x.at(row, 0), 0, panel, x.width / 32, ahead, c);
+}
+
+// Calls done(panel, first row, rows, C) for every block of x W^T; `together` panels of a block come with one call, C of the
+// second behind that of the first.
+template <int64_t kTogether, typename Done>
+void gemm(const Tiles& x, int64_t rows, const Weight& w, bool amx, const Done& done) {
+  at::parallel_for(0, w.columns / (kPanel * kTogether), 1, [&](int64_t begin, int64_t end) {
+    if (amx) amx_begin();
+    alignas(64) float c[kTogether * kRowsAtOnce * kPanel];
+    for (int64_t group = begin; group < end; group++)
+      for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
+        const int64_t count = std::min(kRowsAtOnce, rows - row);
+        for (int64_t i = 0; i < kTogether; i++)
+          multiply(x, row, count, w.panel(group * kTogether + i), row == 0, amx, c + i * kRowsAtOnce * kPanel);
+        done(group, row, count, c);
+      }
+    if (amx) amx_end();
+  });
+}
+
+}  // namespace splitserve

@@ -1,0 +1,59 @@
+// Sixteen float32 lanes over bfloat16 memory: what all kernels here are made of. Needs AVX512_BF16.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace splitserve {
+
+using bf16 = c10::BFloat16;
+constexpr int64_t kLanes = 16;
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+inline __m512 widen(const bf16* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+
+inline void narrow(bf16* p, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// exp(x) for x <= 0: 2^n times a polynomial on [-ln2/2, ln2/2]; relative error under 2e-7, and 0 below -87.
+inline __m512 exp_lanes(__m512 x) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+  __m512 y = _mm512_set1_ps(1.0f / 720);
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 120));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 24));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 6));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  return _mm512_mask_mov_ps(_mm512_scalef_ps(y, n), tiny, _mm512_setzero_ps());
+}
+
+// x * sigmoid(y), without overflow at either end. A NaN of x or y stays one.
+inline __m512 times_sigmoid(__m512 x, __m512 y) {
+  const __m512 e = exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(y)));
+  const __mmask16 negative = _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_LT_OQ);
+  const __m512 numerator = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), negative, e);
+  return _mm512_div_ps(_mm512_mul_ps(x, numerator), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+inline __m512 silu(__m512 x) { return times_sigmoid(x, x); }
+
+// GELU by tanh: 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline __m512 gelu_tanh(__m512 x) {
+  const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_mul_ps(x, _mm512_set1_ps(0.044715f)));
+  return times_sigmoid(x, _mm512_mul_ps(_mm512_add_ps(x, cube), _mm512_set1_ps(1.595769122f)));
+}
+
+}  // namespace splitserve
