@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitserve.config import WorkerProcessSettings
-from splitserve.engine.build import build_engine, chunk_tokens
+from splitserve.engine.build import PRIVATE_BLOCKS, build_engine, chunk_tokens
 from splitserve.engine.engine import Engine
 from splitserve.engine.loader import load_model, pool_blocks, served_context
-from splitserve.errors import ConfigError
+from splitserve.kv.cuda import load_cuda
+from splitserve.kv.device import DeviceMemory
 from splitserve.kv.segment import Segment
+from splitserve.kv.storage import device_bytes
 from splitserve.model.resolve import resolve, served_names
 from splitserve.protocol.states import Role
 from splitserve.worker.effects import Identity
@@ -38,19 +40,21 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
     """Blocks for seconds. Raises StartupError: a model that cannot be had or served, too little memory."""
     folder = resolve(settings.model)
     loaded = load_model(folder, model=settings.model, engine=settings.engine)
-    if loaded.device.type != "cpu":
-        raise ConfigError(f"a {role} worker on {loaded.device} cannot hand KV over yet; use --device cpu")
     blocks = pool_blocks(loaded, settings.engine)
     incarnation = secrets.randbits(63) | 1
+    on_gpu = loaded.device.type == "cuda"
+    device = DeviceMemory(load_cuda(), blocks, loaded.layout.block_bytes, private=PRIVATE_BLOCKS) if on_gpu else None
     segment = Segment.create(
         blocks,
         loaded.layout.block_bytes,
         loaded.layout.digest,
         incarnation,
         checksummed=settings.transfer.kv_checksum == "all",
+        device=device,
     )
+    pool = device_bytes(device.address, device.size) if device else segment.pool
     which = "prefill" if role is Role.PREFILL else "decode"
-    engine = build_engine(loaded, segment.pool, segment.generations, blocks, settings.engine, which, time.monotonic)
+    engine = build_engine(loaded, pool, segment.generations, blocks, settings.engine, which, time.monotonic)
     identity = Identity(
         name=name,
         incarnation=incarnation,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+
 from splitserve.config import EngineSettings
+from splitserve.engine.cuda.capture import GraphedModel, capture_decodes
+from splitserve.engine.cuda.graphs import record_on_gpu
 from splitserve.engine.engine import Engine
 from splitserve.engine.forward import PagedModel
 from splitserve.engine.loader import LoadedModel, served_context
@@ -17,6 +21,9 @@ from splitserve.kv.prefix import PrefixIndex
 from splitserve.kv.storage import KvStorage
 
 Role = Literal["prefill", "decode"]
+Buffer = memoryview | torch.Tensor
+
+PRIVATE_BLOCKS = 1  # behind a GPU's pool: where the padding of captured steps writes
 
 # Prefill budget of a step in tokens, where nothing else is said
 _CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 64, ("decode", "cuda"): 256}
@@ -28,23 +35,40 @@ def chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
     return given or _CHUNK_TOKENS[role, device]
 
 
-def build_runner(loaded: LoadedModel, blocks: int, buffer: memoryview | None = None) -> TorchRunner:
-    """`buffer`: a shared segment's pool (writable, blocks * block_bytes); None: memory of its own."""
-    storage = KvStorage(loaded.layout, blocks, buffer, loaded.device)
+def build_runner(loaded: LoadedModel, blocks: int, buffer: Buffer | None = None, max_num_seqs: int = 1) -> TorchRunner:
+    """`buffer`: a shared segment's pool (writable, `blocks` blocks), or a GPU's (with `PRIVATE_BLOCKS` more); None:
+    memory of its own. `max_num_seqs`: the largest decode step that is captured on a GPU."""
+    sampler = Sampler(loaded.eos_ids, loaded.vocab_size)
+    if loaded.device.type != "cuda":
+        storage = KvStorage(loaded.layout, blocks, buffer, loaded.device)
+        return TorchRunner(PagedModel(loaded.model, loaded.layers, loaded.backend, storage, loaded.device), sampler)
+    storage = KvStorage(loaded.layout, blocks + PRIVATE_BLOCKS, buffer, loaded.device)
     paged = PagedModel(loaded.model, loaded.layers, loaded.backend, storage, loaded.device)
-    return TorchRunner(paged, Sampler(loaded.eos_ids, loaded.vocab_size))
+    width = -(-served_context(loaded, blocks) // loaded.layout.block_tokens)
+    graphs = capture_decodes(
+        loaded.model,
+        loaded.layers,
+        loaded.backend.current,
+        storage,
+        paged,
+        blocks=blocks,
+        width=width,
+        most=max_num_seqs,
+        record=record_on_gpu(),
+    )
+    return TorchRunner(paged if graphs is None else GraphedModel(paged, graphs), sampler)
 
 
 def build_engine(
     loaded: LoadedModel,
-    buffer: memoryview | None,
+    buffer: Buffer | None,
     generations: Generations | None,
     blocks: int,
     settings: EngineSettings,
     role: Role,
     clock: Callable[[], float],
 ) -> Engine:
-    """`buffer` and `generations` are a segment's (`kv/segment`), or None for memory of this process alone."""
+    """`buffer` and `generations` are a segment's (`kv/segment`) or a GPU's, or None for memory of this process alone."""
     config = EngineConfig(
         block_tokens=loaded.layout.block_tokens,
         max_num_seqs=settings.max_num_seqs,
@@ -55,4 +79,5 @@ def build_engine(
         prefix_caching=settings.enable_prefix_caching,
     )
     pool = BlockPool(blocks, generations)
-    return Engine(config, pool, PrefixIndex(pool), build_runner(loaded, blocks, buffer), clock)
+    runner = build_runner(loaded, blocks, buffer, settings.max_num_seqs)
+    return Engine(config, pool, PrefixIndex(pool), runner, clock)

@@ -22,6 +22,7 @@ from splitserve.engine.checkpoint import (
     read_config,
     read_weights,
 )
+from splitserve.engine.cuda.choose import Setting, choose
 from splitserve.engine.devices import free_memory, pick_device
 from splitserve.engine.exact import exact_logits
 from splitserve.engine.fused import fusing_refusal
@@ -86,6 +87,8 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
     backend = ChosenBackend(TorchBackend(engine.block_size, device))
     layers = probe(name, loaded, backend)
     layout = kv_layout(layers, engine.block_size, dtype)
+    if device.type == "cuda" and engine.attention_backend == "auto":
+        backend.promote(choose(layers.values(), Setting(engine.block_size, device, DTYPES[dtype])) or backend.current)
     kernels = Kernels(backend, loaded, layers, layout, cache_folder(model))
     refusal = _kernels_refusal(kernels, engine, device)
     if refusal is None and fusing_refusal(loaded, layers) is None:
@@ -139,7 +142,7 @@ def _kernels_refusal(kernels: Kernels, engine: EngineSettings, device: torch.dev
     """Why torch alone serves, in one clause; None: the kernels may."""
     if engine.attention_backend == "torch":
         return "--attention-backend is torch"
-    return "they are for a CPU" if device.type != "cpu" else kernels.refusal()
+    return "the compiled kernels are for a CPU" if device.type != "cpu" else kernels.refusal()
 
 
 def _put_to_use(kernels: Kernels, refusal: str | None, engine: EngineSettings) -> Kernels | None:
@@ -152,7 +155,7 @@ def _put_to_use(kernels: Kernels, refusal: str | None, engine: EngineSettings) -
             raise ConfigError(f"--attention-backend native: {refusal or 'see the line above'}; use auto")
         return None
     if refusal is not None:
-        _log.info("torch serves", extra={"reason": refusal})
+        _log.info("no compiled kernels", extra={"reason": refusal})
         return None
     return None if kernels.use_if_built() else kernels
 
@@ -163,7 +166,7 @@ def pool_blocks(
     """Blocks of one worker's KV pool. `free` is the device's free memory in bytes, asked for when None.
 
     On a CPU 1 GiB unless told, less where that is over a quarter of what is free; on a GPU this worker's share of
-    `gpu_memory_utilization` that the weights leave. NotEnoughMemory if a `--max-model-len` that was given, or else a short
+    `gpu_memory_utilization` that the weights leave, but not the last tenth of what is free: a step needs room as well. NotEnoughMemory if a `--max-model-len` that was given, or else a short
     request, would not fit.
     """
     free = free_memory(loaded.device) if free is None else free
@@ -174,7 +177,9 @@ def pool_blocks(
             raise NotEnoughMemory(f"--kv-cache-memory-bytes asks for {size} bytes, {free} are free")
     elif loaded.device.type == "cuda":
         total = torch.cuda.mem_get_info(loaded.device)[1]
-        size = min(free, int(total * settings.gpu_memory_utilization / workers_on_device) - loaded.weight_bytes)
+        size = min(
+            free * 9 // 10, int(total * settings.gpu_memory_utilization / workers_on_device) - loaded.weight_bytes
+        )
     else:
         size = min(_DEFAULT_POOL, free // 4)
     block_bytes = loaded.layout.block_bytes

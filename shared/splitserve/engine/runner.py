@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 
-from splitserve.engine.batch import StepBatch, StepOutput
-from splitserve.engine.forward import PagedModel
+from splitserve.engine.batch import StepBatch, StepOutput, StepRow
 from splitserve.engine.sampler import Sampler
+
+
+class PagedLogits(Protocol):
+    """A model over paged KV: `engine.forward.PagedModel`, or one whose steps are captured."""
+
+    def logits(self, rows: Sequence[StepRow], num_decodes: int, keep: Sequence[int]) -> torch.Tensor: ...
+    def wait(self) -> None: ...
 
 
 class TorchRunner:
     """`engine.batch.Runner` over torch. One thread calls it at a time."""
 
-    def __init__(self, paged: PagedModel, sampler: Sampler) -> None:
+    def __init__(self, paged: PagedLogits, sampler: Sampler) -> None:
         self._paged = paged
         self._sampler = sampler
 

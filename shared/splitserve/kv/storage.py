@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from splitserve.errors import EngineFailed
 from splitserve.kv.layout import KVLayout, LayerKV
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,13 +28,18 @@ class LayerView:
 
 
 class KvStorage:
-    """`blocks` blocks of `layout` over `buffer`, a writable shared segment, or over memory of its own.
+    """`blocks` blocks of `layout` over `buffer`, a writable shared segment or a tensor of bytes on `device`, or over
+    memory of its own.
 
     The pool's tables (free list, generations) are not kept here. ValueError if the buffer is too small or read only.
     """
 
     def __init__(
-        self, layout: KVLayout, blocks: int, buffer: memoryview | None = None, device: torch.device | str = "cpu"
+        self,
+        layout: KVLayout,
+        blocks: int,
+        buffer: memoryview | torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.layout = layout
         self.blocks = blocks
@@ -66,9 +72,28 @@ class KvStorage:
         return LayerView(strided(k_start, layer.k_dim), strided(v_start, layer.v_dim), rows, rows_per_block)
 
 
-def _over(buffer: memoryview, size: int) -> torch.Tensor:
-    if buffer.readonly:
-        raise ValueError("the KV buffer is read only")
+def _over(buffer: memoryview | torch.Tensor, size: int) -> torch.Tensor:
     if buffer.nbytes < size:
         raise ValueError(f"the KV buffer has {buffer.nbytes} bytes, the pool needs {size}")
+    if isinstance(buffer, torch.Tensor):
+        return buffer[:size]
+    if buffer.readonly:
+        raise ValueError("the KV buffer is read only")
     return torch.frombuffer(buffer, dtype=torch.uint8, count=size)
+
+
+class _DeviceBytes:
+    """Tells torch where bytes of a GPU lie (the CUDA array interface, version 3); torch does not own them."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,), "typestr": "|u1", "data": (address, False), "strides": None, "version": 3,
+        }  # fmt: skip
+
+
+def device_bytes(address: int, size: int) -> torch.Tensor:
+    """A uint8 tensor over `size` bytes of the GPU, which must stay allocated as long as it is used."""
+    tensor = torch.as_tensor(_DeviceBytes(address, size), device="cuda")
+    if tensor.data_ptr() != address:
+        raise EngineFailed("torch copied the KV pool instead of looking at it")
+    return tensor

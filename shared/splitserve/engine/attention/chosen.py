@@ -29,6 +29,11 @@ class ChosenBackend(AttentionBackend[ChosenPlan]):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # read only, and it changes
         return self._current.name
 
+    @property
+    def current(self) -> AttentionBackend[Any]:
+        """What answers the next step."""
+        return self._current
+
     def promote(self, backend: AttentionBackend[Any]) -> None:
         """From the next step on. Any thread may call it."""
         self._current = backend
