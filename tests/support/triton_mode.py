@@ -1,4 +1,4 @@
-"""Triton's kernels without a GPU: its interpreter runs them line by line. It is chosen before the first import."""
+"""Triton's kernels without a GPU: its interpreter runs them line by line, if it is told so before the first import."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed: pip install triton")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None
+    or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="needs a GPU, or `pip install triton` and TRITON_INTERPRET=1",
+)
