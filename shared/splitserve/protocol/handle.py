@@ -9,11 +9,12 @@ from dataclasses import dataclass
 class KvAddress:
     """One way to a worker's pool, most preferred first in a list.
 
-    `host` is the boot id of the machine: an `shm` address is usable only where it is equal *and* the socket answers.
+    `host` is the boot id of the machine: the address of a unix socket is usable only where it is equal *and* the socket
+    answers.
     """
 
-    transport: str  # "shm" | "tcp"
-    address: str  # shm: path of the unix socket; tcp: "host:port"
+    transport: str  # "shm" | "cuda_ipc" | "tcp"
+    address: str  # shm, cuda_ipc: path of the unix socket; tcp: "host:port"
     host: str = ""
 
 

@@ -12,8 +12,9 @@ R, P, D, W, A = Owner.ROUTER, Owner.PREFILL, Owner.DECODE, Owner.WORKER, Owner.A
 TTFT_STAGES = ("tokenise", "place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other", "detokenise")
 GAP_STAGES = ("handle", "decode_queue", "transfer", "first_step", "gap_other")
 LIVE_STATES = tuple(state.value for state in RequestState if not state.terminal)
-TRANSPORTS = ("shm", "tcp")
+TRANSPORTS = ("shm", "tcp", "cuda_ipc")
 SHM_AND_TCP = (*each("shm"), *rare("workers on several hosts, or --kv-transport tcp", "tcp"))
+FETCHED_BY = (*SHM_AND_TCP, *rare("workers on GPUs of one host", "cuda_ipc"))
 PLACEMENTS = (
     Series(("split", "asked")),  # --split always, or the request said so
     Series(("split", "faster"), rare="a decode worker so busy that another reads a prompt sooner"),
@@ -96,9 +97,9 @@ def kv_families() -> tuple[Family, ...]:
         Family("splitserve_kv_sends_refused", C, P, "Transfers over tcp that no live lease allowed.", (), (), rare("a handle asked for after its end")),
         Family("splitserve_kv_sends_severed", C, P, "Transfers over tcp that began and did not end.", (), (), rare("a lease or a connection that ended during a send")),
         Family("splitserve_requests_awaiting_kv", G, D, "Reserved jobs whose KV has not come."),
-        Family("splitserve_kv_transfer_seconds", H, D, "Duration of a fetch.", ("transport",), buckets.TRANSFER, SHM_AND_TCP),
-        Family("splitserve_kv_transfer_bytes", C, D, "Bytes of KV fetched.", ("transport",), (), SHM_AND_TCP),
-        Family("splitserve_kv_transfer_blocks", C, D, "Blocks of KV fetched.", ("transport",), (), SHM_AND_TCP),
+        Family("splitserve_kv_transfer_seconds", H, D, "Duration of a fetch.", ("transport",), buckets.TRANSFER, FETCHED_BY),
+        Family("splitserve_kv_transfer_bytes", C, D, "Bytes of KV fetched.", ("transport",), (), FETCHED_BY),
+        Family("splitserve_kv_transfer_blocks", C, D, "Blocks of KV fetched.", ("transport",), (), FETCHED_BY),
         Family("splitserve_kv_failed", C, D, "Fetches that failed, by reason.", ("reason",), (), failed),
         Family("splitserve_kv_fenced", C, D, "Fetches that found blocks given to other content; also in splitserve_kv_failed.", (), (), rare("a lease that ended during a fetch")),
     )  # fmt: skip
