@@ -250,18 +250,6 @@ struct Scratch {
   float top[kRowsAtOnce], sum[kRowsAtOnce], shrink[kRowsAtOnce];
 };
 
-// 2^x for x <= 0, relative error under 4e-5: the result is rounded to bfloat16.
-inline __m512 exp2_lanes(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-  const __m512 n = _mm512_roundscale_ps(x, 0), r = _mm512_sub_ps(x, n);
-  __m512 y = _mm512_set1_ps(0.0096181291f);
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.0555041087f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.2402265070f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.6931471806f));
-  y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(y, n);
-}
-
 // Softmax of row r of a tile, of which keys [lo, hi) are seen; `scale` is in powers of two. The new maximum and sum.
 inline void soften(Scratch& t, int64_t r, int64_t lo, int64_t hi, float scale) {
   constexpr int64_t kSteps = kKeys / kLanes;

