@@ -247,34 +247,60 @@ struct Scratch {
   alignas(64) float scores[kKeys / kPanel][kRowsAtOnce * kPanel];
   alignas(64) float out[kRowsAtOnce * 256];
   alignas(64) float part[kRowsAtOnce * kPanel];
-  float top[kRowsAtOnce], sum[kRowsAtOnce], shrink[kRowsAtOnce];
+  alignas(64) float sum[kRowsAtOnce][kLanes];  // of weights, lane by lane
+  alignas(64) float top[kRowsAtOnce], best[kRowsAtOnce], shrink[kRowsAtOnce];
 };
 
-// Softmax of row r of a tile, of which keys [lo, hi) are seen; `scale` is in powers of two. The new maximum and sum.
-inline void soften(Scratch& t, int64_t r, int64_t lo, int64_t hi, float scale) {
-  constexpr int64_t kSteps = kKeys / kLanes;
-  const Tiles weights{t.weights, kKeys};
-  __m512 line[kSteps], highest = _mm512_set1_ps(kHidden);
-  __mmask16 seen[kSteps];
-  for (int64_t i = 0; i < kSteps; i++) {
-    const int64_t first = lo - i * kLanes, last = hi - i * kLanes;
-    const uint32_t below = last >= kLanes ? 0xffffu : last <= 0 ? 0u : (1u << last) - 1;
-    const uint32_t above = first <= 0 ? 0xffffu : first >= kLanes ? 0u : 0xffffu << first;
-    seen[i] = static_cast<__mmask16>(below & above);
-    line[i] = _mm512_load_ps(t.scores[i / 2] + r * kPanel + i % 2 * kLanes);
-    highest = _mm512_mask_max_ps(highest, seen[i], highest, line[i]);
+// Keys [lo, hi) of a tile, as masks of its sixteens. `all`: nothing is hidden.
+struct Seen {
+  __mmask16 lanes[kKeys / kLanes];
+  bool all;
+  Seen(int64_t lo, int64_t hi) : all(lo <= 0 && hi >= kKeys) {
+    if (all) return;
+    for (int64_t i = 0; i < kKeys / kLanes; i++) {
+      const int64_t first = lo - i * kLanes, last = hi - i * kLanes;
+      const uint32_t below = last >= kLanes ? 0xffffu : last <= 0 ? 0u : (1u << last) - 1;
+      const uint32_t above = first <= 0 ? 0xffffu : first >= kLanes ? 0u : 0xffffu << first;
+      lanes[i] = static_cast<__mmask16>(below & above);
+    }
   }
-  const float best = std::max(t.top[r], _mm512_reduce_max_ps(highest));
-  const __m512 factor = _mm512_set1_ps(scale), minus = _mm512_set1_ps(best * scale);
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t i = 0; i < kSteps; i++) {
-    const __m512 w = _mm512_maskz_mov_ps(seen[i], exp2_lanes(_mm512_fmsub_ps(line[i], factor, minus)));
+};
+
+// The highest score of row r that it sees, kHidden where it sees none.
+inline float highest(const Scratch& t, int64_t r, const Seen& seen) {
+  __m512 top = _mm512_set1_ps(kHidden);
+  for (int64_t i = 0; i < kKeys / kLanes; i++) {
+    const float* scores = t.scores[i / 2] + r * kPanel + i % 2 * kLanes;
+    top = seen.all ? _mm512_max_ps(top, _mm512_load_ps(scores))
+                   : _mm512_mask_max_ps(top, seen.lanes[i], top, _mm512_load_ps(scores));
+  }
+  return _mm512_reduce_max_ps(top);
+}
+
+// Moves all rows' maxima from `top` to `best`: by how much what was summed so far shrinks. `scale` is in powers of two.
+inline void shrink_all(Scratch& t, float scale) {
+  for (int64_t r = 0; r < kRowsAtOnce; r += kLanes) {
+    const __m512 top = _mm512_load_ps(t.top + r), best = _mm512_load_ps(t.best + r);
+    const __mmask16 some = _mm512_cmp_ps_mask(best, _mm512_set1_ps(kHidden), _CMP_GT_OQ);  // else nothing is summed yet
+    const __m512 by = _mm512_maskz_mul_ps(some, _mm512_sub_ps(top, best), _mm512_set1_ps(scale));
+    _mm512_store_ps(t.shrink + r, exp2_lanes(by));
+    _mm512_store_ps(t.top + r, best);
+  }
+}
+
+// Weights of row r from its scores, added to its sums.
+inline void soften(Scratch& t, int64_t r, const Seen& seen, float scale) {
+  const Tiles weights{t.weights, kKeys};
+  const __m512 factor = _mm512_set1_ps(scale), minus = _mm512_set1_ps(t.best[r] == kHidden ? 0.0f : t.best[r] * scale);
+  __m512 total = _mm512_mul_ps(_mm512_load_ps(t.sum[r]), _mm512_set1_ps(t.shrink[r]));
+  for (int64_t i = 0; i < kKeys / kLanes; i++) {
+    const __m512 score = _mm512_load_ps(t.scores[i / 2] + r * kPanel + i % 2 * kLanes);
+    __m512 w = exp2_lanes(_mm512_fmsub_ps(score, factor, minus));
+    if (!seen.all) w = _mm512_maskz_mov_ps(seen.lanes[i], w);
     total = _mm512_add_ps(total, w);
     narrow(weights.at(r, i * kLanes), w);
   }
-  t.shrink[r] = t.top[r] == kHidden ? 0.0f : std::exp2((t.top[r] - best) * scale);
-  t.sum[r] = t.sum[r] * t.shrink[r] + _mm512_reduce_add_ps(total);
-  t.top[r] = best;
+  _mm512_store_ps(t.sum[r], total);
 }
 
 // Query rows [r0, r1) of a chunk and KV head; row r is token r / group, head r % group of its group.
@@ -287,8 +313,9 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
     for (int64_t d = 0; d < dk; d += 32)
       std::memcpy(query.at(r, d), s.query + token * s.query_token + h * s.query_head + d, 32 * sizeof(bf16));
   }
-  std::fill(t.top, t.top + used, kHidden);
-  std::fill(t.sum, t.sum + used, 0.0f);
+  std::fill(t.top, t.top + kRowsAtOnce, kHidden);
+  std::fill(t.best, t.best + kRowsAtOnce, kHidden);
+  std::memset(t.sum, 0, sizeof(t.sum));
   std::fill(t.out, t.out + used * dv, 0.0f);
   const int64_t newest = c.start + (r1 - 1) / s.group, oldest = s.first_seen(c.start + r0 / s.group);
   for (int64_t tile = (oldest - c.begin) / kKeys; c.begin + tile * kKeys <= newest; tile++) {
@@ -296,10 +323,13 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
     const bf16* k = c.k + (head * c.tiles + tile) * kKeys * dk;
     for (int64_t panel = 0; panel < panels; panel++)
       multiply(query, 0, used, k + panel * kPanel * dk, false, amx, t.scores[panel]);
-    for (int64_t r = 0; r < used; r++) {
-      const int64_t position = c.start + (r0 + r) / s.group, lo = std::max<int64_t>(0, s.first_seen(position) - key0);
-      soften(t, r, lo, std::clamp<int64_t>(position + 1 - key0, 0, panels * kPanel), scale);
-    }
+    const auto seen = [&](int64_t r) {
+      const int64_t position = c.start + (r0 + r) / s.group;
+      return Seen(s.first_seen(position) - key0, position + 1 - key0);
+    };
+    for (int64_t r = 0; r < used; r++) t.best[r] = std::max(t.top[r], highest(t, r, seen(r)));
+    shrink_all(t, scale);
+    for (int64_t r = 0; r < used; r++) soften(t, r, seen(r), scale);
     for (int64_t panel = 0; panel < dv / kPanel; panel++) {
       multiply(weights, 0, used, c.v + ((head * c.tiles + tile) * dv + panel * kPanel) * kKeys, false, amx, t.part);
       for (int64_t r = 0; r < used; r++)
@@ -312,7 +342,7 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
   }
   for (int64_t r = 0; r < used; r++) {
     const int64_t token = token0 + (r0 + r) / s.group, h = head * s.group + (r0 + r) % s.group;
-    const __m512 inverse = _mm512_set1_ps(1.0f / t.sum[r]);
+    const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(t.sum[r])));
     for (int64_t d = 0; d < dv; d += kLanes)
       narrow(s.out.at(token, h * dv + d), _mm512_mul_ps(_mm512_loadu_ps(t.out + r * dv + d), inverse));
   }
