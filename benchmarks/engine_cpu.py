@@ -1,8 +1,8 @@
 """Milliseconds of engine steps on this CPU: decodes of 1, 16, 32 at a context of 288, prompts of 256 and 1,024 tokens.
 
-`python benchmarks/engine_cpu.py MODEL_FOLDER [--repeats 15] [--threads 1] [--dtype bfloat16]`: each attention backend that this
-machine has is timed in turn, round by round, so that a busy moment falls on all of them; medians and quartiles are printed,
-with the linears alone as the floor.
+`python benchmarks/engine_cpu.py MODEL_FOLDER [--repeats 15] [--threads 1] [--block-size 16]`: torch, attention by the compiled
+kernels, and each layer as one call are timed in turn, round by round, so that a busy moment falls on all of them; medians and
+quartiles are printed, with the linear layers alone, as oneDNN does them, as what torch cannot go below.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from splitserve.config import EngineSettings, ModelSettings
 from splitserve.engine.attention.base import AttentionBackend
-from splitserve.engine.attention.torch_backend import TorchBackend
+from splitserve.engine.attention.native_backend import NativeBackend
 from splitserve.engine.batch import StepRow
 from splitserve.engine.forward import PagedModel
+from splitserve.engine.fused import Fusion
 from splitserve.engine.linear import PackedLinear
 from splitserve.engine.loader import LoadedModel, load_model
+from splitserve.engine.native import library
 from splitserve.kv.storage import KvStorage
+from splitserve.model.resolve import cache_folder
 
 CONTEXT = 288
 CASES = {"decode b=1": 1, "decode b=16": 16, "decode b=32": 32, "prefill 256": -256, "prefill 1024": -1024}
@@ -34,17 +38,23 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--block-size", type=int, default=16)
     arguments = parser.parse_args()
-    settings = EngineSettings(device="cpu", threads=arguments.threads)
-    loaded = load_model(arguments.model, model=ModelSettings(dtype=arguments.dtype), engine=settings)
-    backends: list[AttentionBackend[Any]] = [TorchBackend(settings.block_size)]
-    if loaded.backend.name == "native" or (loaded.kernels is not None and loaded.kernels.build()):
-        backends.append(loaded.backend)
+    block = arguments.block_size
+    settings = EngineSettings(device="cpu", threads=arguments.threads, block_size=block, attention_backend="torch")
+    loaded = load_model(arguments.model, model=ModelSettings(dtype="bfloat16"), engine=settings)
+    library.load(library.build(cache_folder(ModelSettings())))
+    native = NativeBackend(block, torch.bfloat16)
+    fused = Fusion.of(loaded.model, loaded.layers).tried_on(loaded.model)
+    ways: dict[str, tuple[AttentionBackend[Any], PreTrainedModel]] = {
+        "torch": (loaded.backend, loaded.model),
+        "attention": (native, loaded.model),
+        "layers": (native, fused),
+    }
     print(f"{loaded.name}, {loaded.dtype}, {arguments.threads} threads, {arguments.repeats} repeats; milliseconds")
     for name, size in CASES.items():
         runs = {"linears alone": _linears(loaded, abs(size))} | {
-            backend.name: _steps(loaded, backend, size) for backend in backends
+            way: _steps(loaded, model, backend, size) for way, (backend, model) in ways.items()
         }
         for run in runs.values():
             run()
@@ -59,7 +69,9 @@ def main() -> None:
             print(f"{name:14} {label:14} {median:8.1f}  [{low:.1f}, {high:.1f}]  fastest {min(found):.1f}")
 
 
-def _steps(loaded: LoadedModel, backend: AttentionBackend[Any], size: int) -> Callable[[], object]:
+def _steps(
+    loaded: LoadedModel, model: PreTrainedModel, backend: AttentionBackend[Any], size: int
+) -> Callable[[], object]:
     block = loaded.layout.block_tokens
     blocks = -(-max(CONTEXT + 1, abs(size)) // block)
     rows: Sequence[StepRow]
@@ -69,7 +81,7 @@ def _steps(loaded: LoadedModel, backend: AttentionBackend[Any], size: int) -> Ca
     else:
         rows = [StepRow(list(range(-size)), 0, [list(range(blocks))])]
     storage = KvStorage(loaded.layout, max(size, 1) * blocks)
-    paged = PagedModel(loaded.model, loaded.layers, backend, storage)
+    paged = PagedModel(model, loaded.layers, backend, storage)
     keep = list(range(size)) if size > 0 else [-size - 1]
     return lambda: paged.logits(rows, max(size, 0), keep)
 
