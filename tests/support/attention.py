@@ -53,7 +53,7 @@ def exact(layer: LayerAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
     weights = scores.masked_fill(hidden, -math.inf).exp()
     total = weights.sum(-1, keepdim=True)
     if layer.sinks is not None:
-        total = total + layer.sinks.double().exp()[:, None, None]
+        total = total + layer.sinks.cpu().double().exp()[:, None, None]
     return torch.einsum("hqk,khd->qhd", weights / total, v)
 
 
@@ -65,6 +65,7 @@ def check(
     *,
     backend: AttentionBackend[Any] | None = None,
     block: int = BLOCK,
+    device: str = "cpu",
 ) -> None:
     """Run one step of `rows` and compare; blocks are dealt at random, and unused ones hold large numbers."""
     generator = torch.Generator().manual_seed(len(rows))
@@ -72,20 +73,20 @@ def check(
     needed = [-(-length // block) for length in lengths]
     name = str(dtype).removeprefix("torch.")
     layout = attention_layout(block, [LayerKV(0, layer.kv_heads, layer.k_dim, layer.v_dim, name)])
-    storage = KvStorage(layout, sum(needed) + 3)
+    storage = KvStorage(layout, sum(needed) + 3, device=device)
     view = storage.view(0)
     view.k.fill_(1e3)
     view.v.fill_(1e3)
     free = np.random.default_rng(0).permutation(storage.blocks).tolist()
     tables = [[free.pop() for _ in range(count)] for count in needed]
-    keys = [torch.randn(n, layer.kv_heads, layer.k_dim, generator=generator).to(dtype) for n in lengths]
-    values = [torch.randn(n, layer.kv_heads, layer.v_dim, generator=generator).to(dtype) for n in lengths]
-    queries = [torch.randn(row.count, layer.heads, layer.k_dim, generator=generator).to(dtype) for row in rows]
+    keys = [torch.randn(n, layer.kv_heads, layer.k_dim, generator=generator).to(device, dtype) for n in lengths]
+    values = [torch.randn(n, layer.kv_heads, layer.v_dim, generator=generator).to(device, dtype) for n in lengths]
+    queries = [torch.randn(row.count, layer.heads, layer.k_dim, generator=generator).to(device, dtype) for row in rows]
     for row, table, key, value in zip(rows, tables, keys, values):
         for position in range(row.start):
             view.k[table[position // block], :, position % block] = key[position]
             view.v[table[position // block], :, position % block] = value[position]
-    backend = backend or TorchBackend(block)
+    backend = backend or TorchBackend(block, device)
     assert backend.supports(layer) is None
     decodes = next((i for i, row in enumerate(rows) if row.count > 1), len(rows))
     step = [StepRow([0] * row.count, row.start, [table]) for row, table in zip(rows, tables)]
@@ -98,8 +99,8 @@ def check(
         view,
         backend.plan(forward_context(step, decodes, block)),
     )
-    expected = [exact(layer, q, k, v, row.start) for q, k, v, row in zip(queries, keys, values, rows)]
-    torch.testing.assert_close(out.double(), torch.cat(expected), atol=tolerance, rtol=tolerance)
+    expected = [exact(layer, q.cpu(), k.cpu(), v.cpu(), row.start) for q, k, v, row in zip(queries, keys, values, rows)]
+    torch.testing.assert_close(out.double().cpu(), torch.cat(expected), atol=tolerance, rtol=tolerance)
     for table, key, value, length in zip(tables, keys, values, lengths):
         stored = (
             view.k[table].transpose(1, 2).flatten(0, 1)[:length],

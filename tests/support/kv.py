@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from splitserve.config import TransferSettings
 from splitserve.faultpoints import Faults
-from splitserve.kv.cuda import Cuda
+from splitserve.kv.cuda import Cuda, load_cuda
 from splitserve.kv.device import DeviceMemory
 from splitserve.kv.export import Exporter
 from splitserve.kv.lease import LeaseTable
@@ -147,9 +147,10 @@ class OwnerProcess:
 
 
 @contextmanager
-def owner_process(directory: Path, transport: str) -> Generator[OwnerProcess]:
+def owner_process(directory: Path, transport: str, where: str = "") -> Generator[OwnerProcess]:
+    """`where` "gpu": its pool is in a real one's memory."""
     with subprocess.Popen(
-        [sys.executable, "-m", "support.kv", str(directory), transport],
+        [sys.executable, "-m", "support.kv", str(directory), transport, where],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT / "tests",
     ) as process:  # fmt: skip
         try:
@@ -162,8 +163,8 @@ def owner_process(directory: Path, transport: str) -> Generator[OwnerProcess]:
             process.kill()
 
 
-async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp", "cuda_ipc"]) -> None:
-    async with owner(directory, transport) as made:
+async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp", "cuda_ipc"], where: str) -> None:
+    async with owner(directory, transport, cuda=load_cuda() if where == "gpu" else None) as made:
         print(json.dumps([asdict(address) for address in made.handle.addresses]), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
@@ -193,4 +194,4 @@ def other_life(handle: KvHandle) -> KvHandle:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))  # type: ignore[arg-type]
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))  # type: ignore[arg-type]

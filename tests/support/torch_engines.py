@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,10 +20,10 @@ from splitserve.protocol.params import SamplingParams, TokenLogprob
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0, logprobs=0)
 
 
-def load(folder: Path, dtype: str = "float32", **model: object) -> LoadedModel:
+def load(folder: Path, dtype: str = "float32", device: Literal["cpu", "cuda"] = "cpu", **model: object) -> LoadedModel:
     torch.set_num_threads(1)
     settings = ModelSettings.model_validate({"dtype": dtype, **model})
-    return load_model(folder, model=settings, engine=EngineSettings(device="cpu", threads=1))
+    return load_model(folder, model=settings, engine=EngineSettings(device=device, threads=1))
 
 
 def engine_over(loaded: LoadedModel, *, chunk: int, blocks: int = 1024, prefix_caching: bool = True) -> Engine:
