@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from splitserve.config import TransferSettings
@@ -31,11 +30,11 @@ class Fetching:
         self.events: list[object] = []
         self.metrics = Metrics(Role.DECODE, model_name="toy", engine="d", max_model_len=64)
         reader = KvReader(segment, TransferSettings(), Faults(faults))
-        self.fetcher = Fetcher(reader, self.events.append, self.metrics, BLOCK)
+        self.fetcher = Fetcher(reader, self.events.append, self.metrics)
 
     def fetch(self, handle: KvHandle, count: int = BLOCKS) -> None:
         pairs = pairs_of([(block, block) for block in range(count)])
-        self.fetcher.fetch(Fetch(KEY, handle, tuple(pairs)))
+        self.fetcher.fetch(Fetch(KEY, handle, tuple(pairs), BLOCKS * BLOCK - 1))
 
     async def outcome(self) -> Fetched | FetchFailed:
         await until(lambda: bool(self.events), "the end of the fetch")
@@ -61,7 +60,7 @@ async def fetching(faults: str = "") -> AsyncGenerator[Fetching]:
 async def test_a_fetch_brings_the_bytes_and_counts_them(tmp_path: Path) -> None:
     async with owner(tmp_path) as p, fetching() as made:
         made.fetcher.attach(Attach(source_of(p.handle)))
-        made.fetch(replace(p.handle, kv_tokens=BLOCKS * BLOCK - 1), BLOCKS)
+        made.fetch(p.handle, BLOCKS)
         event = await made.outcome()
         assert isinstance(event, Fetched)
         assert (event.key, event.blocks, event.bytes, event.transport) == (KEY, BLOCKS, BLOCKS * BLOCK_BYTES, "shm")

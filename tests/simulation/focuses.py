@@ -65,6 +65,9 @@ FOCUSES: dict[str, Focus] = {
         "crawl", doubled("PrefillJob", "DecodeJob"), Blow(Fate.KILL, "prefill", (0.0, 0.3))
     ),
     "worker.guard_pa_awaited": SLEEPING_READER,
+    "worker.hold_while_computing": Focus(
+        "crawl", Network(), cluster={"split": "always", "lease_ttl_s": 0.3}, costs=True
+    ),
     "worker.validate_before_index": Focus("race"),
     "worker.free_after_copy": Focus("race", Network(), cluster=REMOTE, leave_within_s=0.6),
     "worker.keep_until_finack": Focus("lossy", lost("TokenFrame"), costs=True),

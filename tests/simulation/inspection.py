@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from simulation.invariants import Violation
+from simulation.invariants import Violation, require
 from splitserve.decode.jobs import DecodeJobs
 from splitserve.engine.engine import Engine
 from splitserve.kv.pool import BlockPool
@@ -14,7 +15,7 @@ from splitserve.prefill.jobs import PrefillJobs
 from splitserve.router.core import RouterCore
 
 if TYPE_CHECKING:
-    from simulation.worker import Worker
+    from simulation.worker import DecodeWorker, Worker
 
 
 def holders(engine: Engine, blocks: int) -> list[int]:
@@ -41,6 +42,22 @@ def blocks_add_up(worker: Worker) -> None:
             f"{worker.name}: free {free}, cached {cached}, filling {pool._filling}, refs {pool._refs}, holders {held}"
         )
         raise Violation("blocks_add_up", text)
+
+
+def what_is_loaded_is_what_the_final_handle_named(worker: DecodeWorker, key: Hashable) -> None:
+    """Invariant 3, of all blocks of a job: those copied early too, whatever became of their owner since."""
+    job = worker.jobs._table.at(key)
+    if job is None or job.ready is None or job.reserved is None:
+        return
+    handle, skip = job.ready.handle, job.reserved.cached_blocks
+    source = worker.mapped.get((handle.owner, handle.incarnation))
+    if source is None or not worker.rules.validate_before_index:
+        return
+    for group, targets in zip(handle.groups, job.reserved.groups, strict=True):
+        for named, target in list(zip(zip(group.blocks, group.generations, strict=True), targets, strict=True))[skip:]:
+            sealed, have = source.sealed.get(named), worker.memory.read(target)
+            text = f"{key}: {named} held {sealed}, block {target} has {have}"
+            require(sealed == have, "what_is_loaded_is_what_the_final_handle_named", text)
 
 
 def left_in_engine(engine: Engine, pool: BlockPool) -> str | None:

@@ -23,9 +23,12 @@ class Memory(ToyStorage):
         self._written_in = [0] * blocks  # the generation that `_written` is of
 
     def seal(self, blocks: Sequence[int], generations: Sequence[int]) -> None:
-        """A handle names these blocks from now on."""
+        """A handle names these blocks from now on: whatever handle does it again, their content is the same."""
         for block, generation in zip(blocks, generations, strict=True):
-            self.sealed[block, generation] = self.read(block)
+            content = self.read(block)
+            named = self.sealed.setdefault((block, generation), content)
+            text = f"block {block}@{generation} held {named} when it was first told, {content} later"
+            require(named == content, "what_is_readable_does_not_change", text)
 
     def put(self, table: Sequence[int], start: int, ids: Sequence[int]) -> None:
         """By the engine: GARBAGE while a step is writing, then the ids."""

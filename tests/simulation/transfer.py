@@ -136,8 +136,12 @@ class Transfer:
 
     def _lock(self, owner: PrefillWorker) -> bool:
         leases, handle = owner.jobs.leases, self.fetch.handle
-        if leases.lookup(handle.id, handle.token) is None:
+        lease = leases.lookup(handle.id, handle.token)
+        if lease is None:
             return False
+        held = {named for group in lease.groups for named in zip(group.blocks, group.generations, strict=True)}
+        asked = {(pair.remote, pair.generation) for pair in self.fetch.pairs}
+        require(asked <= held, "a_lease_holds_what_its_handle_named", f"{handle.id} lacks {asked - held}")
         self._pin = leases.pin(handle.id, self._sever)
         return True
 

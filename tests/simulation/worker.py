@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from simulation.inspection import blocks_add_up
+from simulation.inspection import blocks_add_up, what_is_loaded_is_what_the_final_handle_named
 from simulation.invariants import require
 from simulation.memory import Memory
 from simulation.process import Process
@@ -158,6 +158,7 @@ class Worker(Process):
         if self._step is None:
             self._report(self.engine.answer())
             return
+        self._report(self.engine.known())
         self.runner.begin(self._step)
         self._step_began = self.now
         least, most = self.world.cluster.step_s
@@ -179,7 +180,7 @@ class Worker(Process):
         blocks_add_up(self)
         self._promises_fit()
         for event in batch.events:
-            if isinstance(event, door.Prefilled):
+            if isinstance(event, door.Prefilled | door.Progress):
                 for group in event.groups:
                     self.memory.seal(group.blocks, group.generations)
         self.handle(EngineBatch(batch))
@@ -197,7 +198,7 @@ class Worker(Process):
                 attempt = cancel.pa if self.role is Role.PREFILL else cancel.da
                 self._cancelled[cancel.rid] = max(self._cancelled.get(cancel.rid, -1), attempt)
         for command in commands:
-            if isinstance(command, Publish) and isinstance(command.message, KvReady):
+            if isinstance(command, Publish) and isinstance(command.message, KvReady) and command.message.final:
                 self.world.one_first_token(command.message)
 
 
@@ -266,6 +267,12 @@ class DecodeWorker(Worker):
             return None
         self.mapped[name, incarnation] = owner.memory
         return owner
+
+    def handled(self, event: Any, commands: list[Any]) -> None:
+        super().handled(event, commands)
+        for command in commands:
+            if isinstance(command, ToEngine) and isinstance(command.command, door.Loaded):
+                what_is_loaded_is_what_the_final_handle_named(self, command.command.key)
 
     def _fetch(self, command: Fetch) -> None:
         handle = command.handle

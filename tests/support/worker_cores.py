@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from splitserve.decode.jobs import DecodeJobs
-from splitserve.decode.matching import chain_hash
+from splitserve.decode.matching import chain_hashes, proof
 from splitserve.engine import door
 from splitserve.prefill.jobs import PrefillJobs
 from splitserve.protocol.effects import Answer, Publish, Received, Tick
@@ -111,7 +111,7 @@ def handle(rid: str = "a", pa: int = 1, ids: Sequence[int] = PROMPT, **changes: 
         "fingerprint": FINGERPRINT,
         "kv_tokens": len(ids),
         "groups": (GroupBlocks(0, tuple(range(50, 50 + blocks)), tuple(range(900, 900 + blocks))),),
-        "chain_hash": chain_hash(ids, BLOCK, FINGERPRINT, ""),
+        "chain_hash": proof(chain_hashes(ids, BLOCK, FINGERPRINT, ""), len(ids) // BLOCK),
         "token": "0" * 32,
         "ttl_s": 15.0,
         "addresses": (),

@@ -24,11 +24,15 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Copy and validate these blocks: `Fetched` or `FetchFailed` follows, exactly once, also after `AbandonFetch`."""
+    """Copy and validate these blocks: `Fetched` or `FetchFailed` follows, exactly once, also after `AbandonFetch`.
+
+    A job has one at a time. They hold `tokens` of its prompt.
+    """
 
     key: Key
     handle: KvHandle
     pairs: tuple[BlockPair, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ class Endings:
     def stop(self, job: Job) -> list[Command]:
         """Take a job from the engine, but no block from under its copy."""
         commands: list[Command] = []
-        if job.state is DecodeState.FETCHING:
+        if job.intake.under_way:
+            job.intake.abandon()
             commands.append(AbandonFetch(job.key))
             if self._desk.rules.free_after_copy:
                 self._table.copying[job.key] = len(job.reserved.groups[0]) if job.reserved else 0

@@ -27,10 +27,9 @@ REASONS: Mapping[type[KvError], FailReason] = {
 class Fetcher:
     """Carries out Attach, Fetch and AbandonFetch; `put` brings the core Fetched or FetchFailed, once a fetch."""
 
-    def __init__(self, reader: KvReader, put: Callable[[object], None], metrics: Metrics, block_tokens: int) -> None:
+    def __init__(self, reader: KvReader, put: Callable[[object], None], metrics: Metrics) -> None:
         self._reader = reader
         self._put = put
-        self._block_tokens = block_tokens
         self._fetches: dict[Key, asyncio.Task[Fetched | FetchFailed]] = {}
         self._attaching: set[asyncio.Task[None]] = set()
         self._metrics = FetchMetrics(metrics)
@@ -73,9 +72,8 @@ class Fetcher:
     async def _fetch(self, command: Fetch) -> Fetched | FetchFailed:
         key, handle = command.key, command.handle
         counted = not is_probe(key[0])
-        tokens = handle.kv_tokens - self._block_tokens * (len(handle.groups[0].blocks) - len(command.pairs))
         if counted:
-            self._metrics.asked(tokens)
+            self._metrics.asked(command.tokens)
         try:
             result = await self._reader.fetch(handle, command.pairs)
         except KvError as error:
@@ -88,5 +86,5 @@ class Fetcher:
             log.exception("fetch crashed", extra={"rid": key[0]})
             return FetchFailed(key, FailReason.UNREACHABLE, f"{type(error).__name__}: {error}")
         if counted:
-            self._metrics.got(tokens, result)
+            self._metrics.got(command.tokens, result)
         return Fetched(key, result.bytes, result.blocks, result.transport, result.seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from splitserve.decode.effects import Key
+from splitserve.decode.intake import Intake
 from splitserve.engine import door
 from splitserve.protocol.messages import (
     Accepted,
@@ -52,9 +53,11 @@ class Job:
     state: DecodeState
     in_engine: bool = True
     reserved: door.Reserved | None = None
-    ready: KvReady | None = None
+    hashes: tuple[bytes, ...] = ()  # of the full blocks that are awaited: the proof of a handle
+    intake: Intake = field(default_factory=Intake)
+    ready: KvReady | None = None  # the final one
     ready_at: float = 0.0
-    handle_s: float = 0.0  # KvReady received -> fetch began
+    handle_s: float = 0.0  # KvReady received -> its fetch began
     renew: bool = True  # its owner knows the handle, as far as we know
     computed: int = 0  # tokens of the prompt, when computed here
 

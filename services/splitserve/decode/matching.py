@@ -1,4 +1,4 @@
-"""From a handle and a reservation to pairs of blocks: what must agree before a byte is copied."""
+"""A handle and a reservation: what must agree before a byte is copied."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from splitserve.decode.job import Job
 from splitserve.engine import door
 from splitserve.kv.prefix import block_hashes, chain_seed
-from splitserve.kv.transfer.base import BlockPair
-from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import KvReady
 
 
@@ -18,10 +16,14 @@ def prompt_ids(job: Job) -> tuple[int, ...]:
     return asked.ids + asked.outputs[0] if len(asked.outputs) == 1 else asked.ids
 
 
-def chain_hash(ids: Sequence[int], block_tokens: int, fingerprint: str, cache_salt: str) -> str:
-    """Hex hash of the last full block; "" when there is none."""
-    hashes = block_hashes(ids, block_tokens, chain_seed(fingerprint, cache_salt=cache_salt))
-    return hashes[-1].hex() if hashes else ""
+def chain_hashes(ids: Sequence[int], block_tokens: int, fingerprint: str, cache_salt: str) -> tuple[bytes, ...]:
+    """Of each full block."""
+    return tuple(block_hashes(ids, block_tokens, chain_seed(fingerprint, cache_salt=cache_salt)))
+
+
+def proof(hashes: Sequence[bytes], blocks: int) -> str:
+    """What a handle over so many full blocks says; "" when there are none."""
+    return hashes[blocks - 1].hex() if blocks else ""
 
 
 def difference(job: Job, ready: KvReady, reserved: door.Reserved, block_tokens: int) -> str | None:
@@ -44,11 +46,13 @@ def difference(job: Job, ready: KvReady, reserved: door.Reserved, block_tokens: 
     return None
 
 
-def pairs_of(handle: KvHandle, reserved: door.Reserved) -> tuple[BlockPair, ...]:
-    """Blocks to copy: all but those that our own prefix index had."""
-    skip = reserved.cached_blocks
-    return tuple(
-        BlockPair(group.group, remote, local, generation)
-        for group, targets in zip(handle.groups, reserved.groups, strict=True)
-        for remote, generation, local in zip(group.blocks[skip:], group.generations[skip:], targets[skip:], strict=True)
+def readable(job: Job, ready: KvReady, block_tokens: int) -> bool:
+    """Whether an early message names blocks of this job's tokens. One that does not is no error: the final one decides."""
+    full = ready.tokens_ready // block_tokens
+    handle = ready.handle
+    return (
+        ready.tokens_ready == handle.kv_tokens == full * block_tokens
+        and 0 < full <= len(job.hashes)
+        and proof(job.hashes, full) == handle.chain_hash
+        and all(len(group.blocks) <= full for group in handle.groups)
     )

@@ -22,7 +22,7 @@ async def make_decode(parts: Parts) -> RoleParts:
     """The core, and the reader of others' KV."""
     identity = parts.machine.identity
     reader = KvReader(parts.machine.segment, parts.settings.transfer, parts.faults)
-    fetcher = Fetcher(reader, parts.put, parts.metrics, identity.block_tokens)
+    fetcher = Fetcher(reader, parts.put, parts.metrics)
     parts.stack.push_async_callback(fetcher.close)
     core = DecodeJobs(identity, parts.subjects)
     awaiting = parts.metrics.gauge("splitserve_requests_awaiting_kv")

@@ -1,13 +1,15 @@
 """A prefill worker's jobs: queued -> running -> held under a lease -> freed. Decides only; `service` acts.
 
 The lease is the one thing that outlives the computation: from `KvReady` on nobody writes the blocks, and they are freed
-by release, cancel or the lease's end, each of which leaves a tombstone.
+by release, cancel or the lease's end, each of which leaves a tombstone. A prompt of several chunks is under a lease, its
+whole blocks readable, from its first one on; decode hears of each, the router only of the end.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from splitserve.engine import door
@@ -56,7 +58,8 @@ class PrefillJobs:
         self._rules = rules
         self._jobs: dict[str, Job] = {}
         self._pool = door.PoolStats(identity.total_blocks, identity.total_blocks, 0, 0, 0)
-        self._handles = Handles(identity, self.leases, limits.lease_ttl_s, new_token)
+        early_s = inf if rules.hold_while_computing else limits.lease_ttl_s
+        self._handles = Handles(identity, self.leases, limits.lease_ttl_s, new_token, early_s)
         self._on_message: dict[type, Callable[[Any, str | None, float], list[Command]]] = {
             PrefillJob: self._on_job,
             Cancel: self._on_cancel,
@@ -142,8 +145,7 @@ class PrefillJobs:
     @property
     def promised_blocks(self) -> int:
         """Blocks that accepted jobs need or hold. One that two prompts share counts twice."""
-        queued = sum(job.blocks for job in self._jobs.values() if job.state is not PrefillState.HELD)
-        return queued + self.leases.held_blocks
+        return sum(job.blocks_unheld for job in self._jobs.values()) + self.leases.held_blocks
 
     # --- time ---
 
@@ -165,7 +167,7 @@ class PrefillJobs:
             return []
         freed = [ToEngine(door.Release(key)) for key in self.leases.expire(now)]
         for job in list(self._jobs.values()):
-            if job.ready is not None and not self._handles.holds(job.ready):
+            if job.handle is not None and not self._handles.holds(job.handle):
                 self._forget(job, now)
         return list(freed)
 
@@ -226,7 +228,7 @@ class PrefillJobs:
     def _on_release(self, release: Release, reply_to: str | None, now: float) -> list[Command]:
         known = self.leases.release(release.handle_id, release.token)
         if known:
-            for job in [j for j in self._jobs.values() if j.ready and j.ready.handle.id == release.handle_id]:
+            for job in [j for j in self._jobs.values() if j.handle and j.handle.id == release.handle_id]:
                 self._forget(job, now)  # pinned blocks are freed later, the lease is over now
         commands = self._free_leases(now)
         return commands if reply_to is None else [Answer(reply_to, ReleaseAnswer(known)), *commands]
@@ -261,11 +263,15 @@ class PrefillJobs:
             return []
         return handler(event, job, now)
 
-    def _on_progress(self, event: door.Progress, job: Job, _now: float) -> list[Command]:
-        if job.state is not PrefillState.HELD:
-            job.state = PrefillState.RUNNING
-            job.computed = event.tokens
-        return []
+    def _on_progress(self, event: door.Progress, job: Job, now: float) -> list[Command]:
+        if job.state is PrefillState.HELD:
+            return []
+        job.state = PrefillState.RUNNING
+        job.computed = event.tokens
+        if not event.groups:
+            return []
+        early, router = self._handles.early(job, event, now), self._desk.subjects.router_events(job.asked.router)
+        return [Publish(subject, early) for subject in job.asked.notify if subject != router]
 
     def _on_prefilled(self, event: door.Prefilled, job: Job, now: float) -> list[Command]:
         job.state = PrefillState.HELD
@@ -276,7 +282,9 @@ class PrefillJobs:
     def _on_lost(self, _event: object, job: Job, now: float) -> list[Command]:
         """The engine gave it up. There is no message for that: a digest without it says so, and need not be late."""
         self._forget(job, now)
-        return [self._digest(job.asked.router)]
+        if job.handle is not None:
+            self.leases.end(job.handle.id)
+        return [*self._free_leases(now), self._digest(job.asked.router)]
 
     # --- ends ---
 
@@ -287,9 +295,9 @@ class PrefillJobs:
     def _end(self, job: Job, now: float) -> list[Command]:
         """Drop a job in whatever state it is."""
         self._forget(job, now)
-        if job.ready is None:
+        if job.handle is None:
             return [ToEngine(door.Abort(job.key))]
-        self.leases.end(job.ready.handle.id)
+        self.leases.end(job.handle.id)
         return self._free_leases(now)
 
     def _forget(self, job: Job, now: float) -> None:

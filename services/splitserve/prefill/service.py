@@ -78,7 +78,7 @@ async def make_prefill(parts: Parts) -> RoleParts:
             counter.refresh()
 
     def hold(event: door.Event) -> None:
-        if isinstance(event, door.Prefilled):
+        if isinstance(event, door.Prefilled | door.Progress):
             exporter.hold(event.groups)
 
     subjects = (parts.subjects.worker_in(name), parts.subjects.worker_lease(name))

@@ -28,7 +28,7 @@ class EngineLike(Protocol):
     def load(self) -> tuple[int, int]: ...
     def submit(self, command: door.Command) -> None: ...
     def answer(self) -> door.Batch | None: ...
-    def step(self) -> door.Batch | None: ...
+    def step(self, early: Callable[[door.Batch], None] | None = None) -> door.Batch | None: ...
 
 
 class Host:
@@ -126,7 +126,7 @@ class Host:
                 time.sleep(slow)
             if self._faults.fires("engine.step_raise"):
                 raise EngineFailed("told to raise (engine.step_raise)")
-            return self._engine.step()
+            return self._engine.step(self._report)
         finally:
             self._step_began = None
 

@@ -40,6 +40,7 @@ class Rules:
     | same_number_same_answer | a job asked for twice under one number runs once |
     | stale_incarnation | what was meant for an earlier life of this worker is refused |
     | guard_pa_awaited | only KV of the attempt that was awaited is taken |
+    | hold_while_computing | blocks that are read early stay under their lease until their prompt is done |
     | validate_before_index | fetched blocks are used only when the reader found them whole |
     | free_after_copy | blocks that are being written by a fetch are freed when it has ended |
     | keep_until_finack | a finished sequence can be asked for again until the router has it |
@@ -50,6 +51,7 @@ class Rules:
     same_number_same_answer: bool = True
     stale_incarnation: bool = True
     guard_pa_awaited: bool = True
+    hold_while_computing: bool = True
     validate_before_index: bool = True
     free_after_copy: bool = True
     keep_until_finack: bool = True

@@ -71,7 +71,8 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Drop the hold of a PREFILL job that was `Prefilled`. Full blocks stay cached. Answered `Gone`."""
+    """Drop a PREFILL job whose blocks others may read: `Prefilled`, or still computed. Full blocks stay cached. Answered
+    `Gone`."""
 
     key: Key
 
@@ -105,10 +106,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A chunk of the prompt was computed: `tokens` of `ids` so far, cached ones included."""
+    """A chunk of the prompt was computed: `tokens` of `ids` so far, cached ones included.
+
+    Of a PREFILL job that goes on, `groups` are the blocks that became full since the last one told, and `chain_hash` that of
+    the last of them (hex): nobody writes them any more, so others may read them while the rest is computed. A cached
+    prefix is told when the job starts.
+    """
 
     key: Key
     tokens: int
+    groups: tuple[GroupBlocks, ...] = ()
+    chain_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,11 +78,16 @@ class Engine:
         self._carry_out()
         return self._batch(None) if self._events else None
 
-    def step(self) -> door.Batch | None:
-        """Commands, then one step of the model; None when there was nothing to do."""
+    def step(self, early: Callable[[door.Batch], None] | None = None) -> door.Batch | None:
+        """Commands, then one step of the model; None when there was nothing to do.
+
+        `early` gets what is known before the model runs; without it that comes with the step.
+        """
         batch = self.begin()
         if batch is None:
             return self._batch(None) if self._events else None
+        if early is not None and (known := self.known()) is not None:
+            early(known)
         return self.finish(execute(self._runner, batch))
 
     def begin(self) -> StepBatch | None:
@@ -95,11 +100,18 @@ class Engine:
         plan = self._scheduler.schedule(self._began_at)
         for job in plan.gave_way:
             self._leave(job, door.Preempted(job.key))
+        for job in plan.started:
+            if job.mode is door.Mode.PREFILL and job.cached_tokens:
+                self._events.append(events.progress(job, self._pool, self._config.block_tokens))
         self._blocked = not plan.rows
         if self._blocked:
             return None
         self._plan = plan
         return plan.batch
+
+    def known(self) -> door.Batch | None:
+        """Between `begin` and `finish`: the events that need not wait for the step; None when there are none."""
+        return self._batch(None) if self._events else None
 
     def finish(self, execution: Execution) -> door.Batch:
         """Take the tokens in: the step's events and counts. EngineFailed without `begin`."""
@@ -206,7 +218,7 @@ class Engine:
 
     def _release(self, release: door.Release) -> None:
         job = self._jobs.get(release.key)
-        if job is not None and job.phase is Phase.HELD:
+        if job is not None and job.mode is door.Mode.PREFILL:
             self._drop(job, door.Gone(job.key))
 
     # --- the end of a step ---
@@ -237,7 +249,7 @@ class Engine:
     ) -> None:
         job = planned.job
         job.uncached = job.prompt.left
-        self._events.append(door.Progress(job.key, job.prompt.computed))
+        self._events.append(events.progress(job, self._pool, self._config.block_tokens))
         if job.uncached:
             return
         self._scheduler.remove(job)

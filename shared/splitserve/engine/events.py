@@ -19,6 +19,18 @@ def reserved(job: Job, block_tokens: int) -> door.Reserved:
     return door.Reserved(job.key, tables, job.cached_tokens // block_tokens, job.cached_tokens)
 
 
+def progress(job: Job, pool: BlockPool, block_tokens: int) -> door.Progress:
+    """Of a job whose prompt has got on; each full block is told once to those who may read it."""
+    prompt = job.prompt
+    first, full = job.told_blocks, prompt.computed // block_tokens
+    if job.mode is not door.Mode.PREFILL or not prompt.left or first == full:
+        return door.Progress(job.key, prompt.computed)
+    job.told_blocks = full
+    blocks = [tuple(table[first:full]) for table in prompt.tables]
+    groups = tuple(GroupBlocks(group, part, pool.generations(part)) for group, part in enumerate(blocks))
+    return door.Progress(job.key, prompt.computed, groups, prompt.hashes[full - 1].hex())
+
+
 def prefilled(
     job: Job,
     pool: BlockPool,

@@ -33,6 +33,7 @@ class Plan:
     rows: list[PlannedRow] = field(default_factory=list[PlannedRow])
     batch_rows: list[StepRow] = field(default_factory=list[StepRow])
     num_decodes: int = 0
+    started: list[Job] = field(default_factory=list[Job])  # their prompts have blocks from this step on
     gave_way: list[Job] = field(default_factory=list[Job])  # preempted for good: their sequences had begun
     preemptions: int = 0
     prefix_queries: int = 0
@@ -211,6 +212,8 @@ class Scheduler:
         job.phase = Phase.COMPUTING
         job.cached_tokens = job.prompt.computed
         job.uncached = job.prompt.left
+        job.told_blocks = 0
+        plan.started.append(job)
         if job.start(now) and job.counted:
             plan.prefix_queries += len(job.prompt.ids)
             plan.prefix_hits += job.cached_tokens

@@ -94,6 +94,7 @@ class Job:
     phase: Phase = Phase.WAITING
     uncached: int = 0  # ids of `prompt` that are still to be computed here
     cached_tokens: int = 0
+    told_blocks: int = 0  # of a PREFILL job: those that others may read already
     started: bool = False
     started_at: float = 0.0  # first scheduled, once `started`
 

@@ -24,9 +24,11 @@ class BlockTables:
 
     def lookup(self, span: Span, hash_seed: bytes) -> list[int]:
         """Indexed blocks of its longest prefix, whole blocks, at most all ids but the last: that one is computed anew."""
+        extend_hashes(
+            span.hashes, span.ids, self._block_tokens, hash_seed
+        )  # without an index too: handles prove by them
         if self._prefix is None:
             return []
-        extend_hashes(span.hashes, span.ids, self._block_tokens, hash_seed)
         return self._prefix.match(span.hashes, (len(span.ids) - 1) // self._block_tokens)
 
     def start(self, span: Span, hash_seed: bytes, spare: int = 0) -> bool:

@@ -1,4 +1,4 @@
-"""Leases on finished KV blocks: for how long an owner holds what a handle names.
+"""Leases on readable KV blocks: for how long an owner holds what a handle names.
 
 Time is the owner's own monotonic clock, given as `now`; a handle carries the ttl, never an instant. A lease ends by
 release, by `end` (a cancel), or by time. Its key comes out of `expire` exactly once, when nothing reads the blocks any
@@ -8,8 +8,9 @@ more: a two-sided transport pins a lease while it sends, and the end of a pinned
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hmac import compare_digest
+from math import inf
 
 from splitserve.protocol.handle import GroupBlocks
 
@@ -70,6 +71,15 @@ class LeaseTable:
         self._live[handle_id] = _Held(lease, now + ttl_s)
         return lease
 
+    def extend(self, handle_id: str, groups: Iterable[GroupBlocks], ttl_s: float, now: float) -> None:
+        """`groups` are what a lease holds now, for `ttl_s` seconds from `now` (inf: until extended again, or ended).
+
+        KeyError when it is not live.
+        """
+        held = self._live[handle_id]
+        held.lease = replace(held.lease, groups=tuple(groups), ttl_s=ttl_s)
+        held.expiry = now + ttl_s
+
     def renew(self, handle_ids: Iterable[str], now: float) -> tuple[str, ...]:
         """expiry = max(old, now + ttl) for each; returns the ids that are not held (any more)."""
         unknown: list[str] = []
@@ -114,7 +124,8 @@ class LeaseTable:
         """When `expire` next has something to do by time alone; None without leases. Past when it has already."""
         if self._freed:
             return float("-inf")
-        return min((held.expiry for held in self._live.values()), default=None)
+        at = min((held.expiry for held in self._live.values()), default=inf)
+        return None if at == inf else at
 
     def lookup(self, handle_id: str, token: str) -> Lease | None:
         """The live lease of a handle, if the token is its own."""

@@ -20,7 +20,13 @@ class PrefillDurations:
 
 @dataclass(frozen=True, slots=True)
 class KvReady:
-    """The prompt's KV is readable and the first token(s) sampled; `first_ids[i]` is sequence i's token at `index`."""
+    """KV of positions [0, tokens_ready) is readable.
+
+    `final`: that is the whole prompt, and the first tokens are sampled; `first_ids[i]` is sequence i's token at `index`.
+    Before, while the prompt is computed, the handle names only the whole blocks that have become readable since the
+    message before; they end at `tokens_ready`, and there are no tokens. Such a message may be lost: the final one names
+    all blocks.
+    """
 
     handle: KvHandle
     tokens_ready: int
