@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 ARGS ?=
-PART ?= kv_transfer
+PART ?=
 ENV_FILE ?= .env
 SEEDS ?= 2000
 FAST := not model and not slow and not e2e
@@ -46,8 +46,8 @@ format: $(VENV)/.dev ## let ruff mend and format
 simulate: $(VENV)/.dev ## a whole cluster under a virtual clock and faults; SEEDS=100000, or SEED=1234 to replay one
 	PYTHONPATH=services:shared:tests $(BIN)/python -m simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS)) $(ARGS)
 
-bench: $(VENV)/.dev ## measure: PART=kv_transfer, metrics_cost or another file of benchmarks/; ARGS are its own
-	$(BIN)/python benchmarks/$(PART).py $(ARGS)
+bench: $(VENV)/.dev ## measure all parts, or PART=serving, engine_cpu, router, …, and write docs/benchmarks.md; ARGS are the part's own
+	PYTHONPATH=services:shared:tests:benchmarks $(BIN)/python -m bench $(PART) $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,111 @@
+"""docs/benchmarks.md, from what was measured. Nothing in it is written by hand but the words about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.parts import PARTS
+from bench.results import ROOT, Spread, load, ratios
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+_HEAD = """# Benchmarks
+
+Written by `make bench` from what it measured: `make bench PART=serving` runs one part, `PART=page` writes this page again.
+Each part names its machine, its day, its commit and the command that makes it again. Figures are medians, with the least and
+the greatest of the repeats in brackets; ratios are taken round by round. A figure that misses its bar stays here.
+"""
+_NAMES = {"splitserve": "splitserve", "vllm": "vLLM", "pair": "vLLM's pair"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a figure's ratio to a peer's should be: at least, or at most where less is better."""
+
+    peer: str
+    ratio: float
+    at_most: bool = False
+
+    def met(self, ratio: float) -> bool:
+        return ratio <= self.ratio if self.at_most else ratio >= self.ratio
+
+
+_REQUESTS = "requests a second"
+_BARS: Mapping[tuple[str, str], Sequence[Bar]] = {
+    ("256/64 c=16", _REQUESTS): (Bar("vllm", 1.5), Bar("pair", 4.5)),
+    ("1024/64 c=8", _REQUESTS): (Bar("vllm", 1.6), Bar("pair", 5.0)),
+    ("256/64 c=16", "p99 inter-token latency, ms"): (Bar("vllm", 0.25, at_most=True),),
+    ("1024/64 c=8", "p99 inter-token latency, ms"): (Bar("vllm", 0.25, at_most=True),),
+    ("256/64 c=1", "TPOT, ms"): (Bar("vllm", 0.6, at_most=True),),
+    ("256/64 c=1", "TTFT, ms"): (Bar("vllm", 1.0, at_most=True),),
+    ("256/64 goodput", _REQUESTS): (Bar("vllm", 1.7),),
+    ("1024/64 goodput", _REQUESTS): (Bar("vllm", 2.0),),
+}
+_PREFIX_BAR = 0.15  # of our own cold TTFT
+
+
+def write() -> None:
+    """The page, with every part that was ever measured here."""
+    PAGE.write_text(text({name: kept for name in PARTS if (kept := load(name)) is not None}))
+
+
+def text(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page of `kept`: part -> what `results.save` wrote."""
+    lines = [_HEAD]
+    for name, result in kept.items():
+        lines += [f"## {PARTS[name].title}", "", PARTS[name].about, "", _made(result), ""]
+        figures = result["figures"]
+        lines += serving(figures) if "workloads" in figures else ["```", figures["printed"].rstrip(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _made(result: Mapping[str, Any]) -> str:
+    m = result["machine"]
+    instructions = ", ".join(m["instructions"])
+    return (
+        f"`{result['command']}`, {result['when']}, commit {result['commit']}, {m['cores']} cores of {m['cpu']} "
+        f"({instructions}), {m['memory_gib']} GiB, Python {m['python']}."
+    )
+
+
+def serving(figures: Mapping[str, Any]) -> list[str]:
+    """Tables of one workload each, then what is said of the bars."""
+    lines = [f"Idle servers took {figures['idle_cpu_percent']:.0f} % of the machine. Rounds: {figures['rounds']}.", ""]
+    for workload, table in figures["workloads"].items():
+        systems = list(next(iter(table.values())))
+        lines += [
+            f"### {workload}",
+            "",
+            "| | " + " | ".join(_NAMES[s] for s in systems) + " | ratio to each, and its bar |",
+        ]
+        lines.append("|" + "---|" * (len(systems) + 2))
+        for figure, values in table.items():
+            cells = [str(Spread.of(values[system])) for system in systems]
+            lines.append(f"| {figure} | " + " | ".join(cells) + f" | {_compared(workload, figure, values)} |")
+        lines.append("")
+        if "repeated TTFT, ms" in table:
+            share = ratios(table["repeated TTFT, ms"]["splitserve"], table["cold TTFT, ms"]["splitserve"])
+            lines += [
+                f"Repeated to cold, ours: {share}; the bar is {_PREFIX_BAR}: {_verdict(share.median <= _PREFIX_BAR)}.",
+                "",
+            ]
+    return lines
+
+
+def _compared(workload: str, figure: str, values: Mapping[str, Sequence[float]]) -> str:
+    parts: list[str] = []
+    bars = {bar.peer: bar for bar in _BARS.get((workload, figure), ())}
+    for peer in values:
+        if peer == "splitserve" or "splitserve" not in values or not all(values[peer]):
+            continue
+        ratio = ratios(values["splitserve"], values[peer])
+        said = f"{_NAMES[peer]} {ratio}"
+        if (bar := bars.get(peer)) is not None:
+            said += f", bar {'at most' if bar.at_most else 'at least'} {bar.ratio:g}: {_verdict(bar.met(ratio.median))}"
+        parts.append(said)
+    return "; ".join(parts)
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**missed**"

@@ -1,0 +1,43 @@
+"""The parts of `make bench`, in the order in which all are run and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`script`: a file one folder up that prints its table; `model`: it is given the default model's folder as this flag,
+    "" for a plain argument. Without a script the part is a module with a `main` of its own."""
+
+    title: str
+    about: str
+    script: bool = True
+    model: str | None = None
+
+
+PARTS: Mapping[str, Part] = {
+    "serving": Part(
+        "Serving, beside vLLM on the same cores",
+        "SmolLM2-135M-Instruct in bfloat16 on all of this machine's cores: `splitserve serve` with its defaults, vLLM 0.32 (CPU) in one process "
+        "on all cores, and vLLM's own prefill/decode pair over NIXL, a core each. All are up at once and asked in turn by vLLM's "
+        "own `vllm bench serve`, which shares the cores with them; every round has a fresh seed, the same for all. vLLM runs with "
+        "`--enforce-eager`: compiled, its bfloat16 gave wrong text on AVX512_BF16. 256/64 is prompt/answer in tokens, c requests "
+        "at a time. Goodput is the highest rate of Poisson arrivals, of a ladder of steps of about 1.4, at which 90 % of the "
+        "requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms.",
+        script=False,
+        model="--model",
+    ),
+    "engine_cpu": Part("The engine alone, on one core", "Steps of one thread; decodes at a context of 288.", model=""),
+    "router": Part(
+        "The router's cost",
+        "Core-milliseconds of the router's process a streamed request, 200 tokens in and 100 out. **Mock workers**: they speak the "
+        "protocol over a real NATS and compute nothing, so this says nothing of an engine.",
+    ),
+    "kv_transfer": Part(
+        "KV transfer", "A fetch from one process into another beside memcpy and a plain socket of the same sizes."
+    ),
+    "metrics_cost": Part("What metric calls cost", "Beside a real decode step of 64 sequences.", model="--model"),
+    "fleet_page": Part("The fleet page", "`GET /metrics` of a router over fifty workers."),
+}

