@@ -18,7 +18,7 @@ from splitserve.kv.memory import runs
 from splitserve.kv.segment import Segment, SegmentView
 from splitserve.kv.transfer.attached import ANSWER_S, Attached, Attachments
 from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, source_of
-from splitserve.kv.transfer.fence import Fence
+from splitserve.kv.transfer.fence import Fence, MappedTable
 from splitserve.kv.transfer.threads import Stop, in_thread
 from splitserve.protocol.handle import KvHandle, KvSource
 
@@ -80,7 +80,7 @@ class CudaIpcTransport:
 
     def _copy(self, owner: Attached, handle: KvHandle, pairs: Sequence[BlockPair], stop: Stop) -> None:
         """In a thread. Leaving the lane waits for its copies, however this ends."""
-        fence = Fence(owner.view, handle, pairs)
+        fence = Fence(MappedTable(owner.view), handle, pairs)
         fence.check()
         size = self._segment.block_bytes
         slow_s = self._faults.value("kv.read_slow")

@@ -1,4 +1,4 @@
-"""What both of an owner's servers need: a listener that survives everything, one task a connection."""
+"""What all of an owner's servers need: a listener that survives everything, one task a connection."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 
+from splitserve.errors import ConfigError, PortTaken
+
 logger = logging.getLogger("splitserve.kv")
 
+_BACKLOG = 128
 _PAUSE_S = 0.1  # after a failed accept (no descriptors left): try again, but do not spin
 
 
@@ -58,3 +61,23 @@ class Acceptor:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A non-blocking socket that listens there; port 0: a free one. PortTaken, ConfigError."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} (--kv-host): {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.setblocking(False)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise PortTaken(f"cannot listen on {host}:{port} (--kv-host, --kv-port): {error.strerror}") from error
+    return listener

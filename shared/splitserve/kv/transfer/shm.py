@@ -17,7 +17,7 @@ from splitserve.kv.memory import runs
 from splitserve.kv.segment import Segment, SegmentView
 from splitserve.kv.transfer.attached import ANSWER_S, Attachments
 from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, source_of
-from splitserve.kv.transfer.fence import Fence
+from splitserve.kv.transfer.fence import Fence, MappedTable
 from splitserve.kv.transfer.threads import Stop, in_thread
 from splitserve.protocol.handle import KvHandle, KvSource
 
@@ -68,7 +68,7 @@ class ShmTransport:
 
     def _copy(self, view: SegmentView, handle: KvHandle, pairs: Sequence[BlockPair], stop: Stop) -> None:
         """In a thread; numpy lets the interpreter go while it copies."""
-        fence = Fence(view, handle, pairs)
+        fence = Fence(MappedTable(view), handle, pairs)
         fence.check()
         size = self._segment.block_bytes
         theirs = np.frombuffer(view.pool, np.uint8)

@@ -6,13 +6,10 @@ Unreachable at once. It freezes: Unreachable after `silence_s` seconds without a
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing
 
 import numpy as np
 
@@ -21,31 +18,12 @@ from splitserve.faultpoints import Faults
 from splitserve.kv.checksum import block_checksum
 from splitserve.kv.segment import Segment
 from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, address_of, source_of
+from splitserve.kv.transfer.connection import Connection, connect
 from splitserve.kv.transfer.threads import Stop, in_thread
 from splitserve.kv.transfer.wire import Line, Reply, Request
 from splitserve.protocol.handle import KvHandle, KvSource
 
 SILENCE_S = 3.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Connection:
-    socket: socket.socket
-    address: str
-
-    def shut(self) -> None:
-        with suppress(OSError):  # the peer may have been quicker
-            self.socket.shutdown(socket.SHUT_RDWR)
-
-    def alive(self) -> bool:
-        """An idle connection has nothing to read; its end, or a stray byte, makes it useless."""
-        try:
-            self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
 
 
 class TcpTransport:
@@ -61,7 +39,7 @@ class TcpTransport:
         self._faults = faults
         self._verify = verify
         self._silence_s = silence_s
-        self._idle: dict[str, list[_Connection]] = {}
+        self._idle: dict[str, list[Connection]] = {}
 
     async def attach(self, source: KvSource) -> None:
         """Have a connection ready."""
@@ -112,7 +90,7 @@ class TcpTransport:
             raise Unreachable(f"{source.worker} offers no tcp data plane")
         return address
 
-    async def _take(self, address: str) -> _Connection:
+    async def _take(self, address: str) -> Connection:
         """An idle connection that is still open, else a new one."""
         idle = self._idle.get(address, [])
         while idle:
@@ -120,12 +98,12 @@ class TcpTransport:
             if connection.alive():
                 return connection
             connection.socket.close()
-        return await _connect(address, self._silence_s)
+        return await connect(address, self._silence_s)
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _give_back(self, connection: Connection) -> None:
         self._idle.setdefault(connection.address, []).append(connection)
 
-    def _transfer(self, connection: _Connection, handle: KvHandle, pairs: Sequence[BlockPair], stop: Stop) -> None:
+    def _transfer(self, connection: Connection, handle: KvHandle, pairs: Sequence[BlockPair], stop: Stop) -> None:
         """In a thread: one request, its answer, the blocks, their checksums."""
         line = Line(connection.socket, f"{handle.owner} at {connection.address}", self._silence_s, stop)
         line.send(memoryview(self._request(handle, pairs).encode()))
@@ -181,25 +159,3 @@ class TcpTransport:
 def _refusal(reply: Reply, handle: KvHandle) -> KvError:
     error = error_from_code(reply.code, f"{handle.owner}: {reply.message}")
     return error if isinstance(error, KvError) else Unreachable(f"{handle.owner} answers {reply.code}: {reply.message}")
-
-
-async def _connect(address: str, limit_s: float) -> _Connection:
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(limit_s):
-            found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-            family, kind, protocol, _, where = found[0]
-            connection = socket.socket(family, kind, protocol)
-            try:
-                connection.setblocking(False)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await loop.sock_connect(connection, where)
-            except BaseException:
-                connection.close()
-                raise
-    except TimeoutError as error:
-        raise Unreachable(f"no connection to {address} within {limit_s:g} s") from error
-    except (OSError, ValueError) as error:
-        raise Unreachable(f"no connection to {address}: {error}") from error
-    return _Connection(connection, address)

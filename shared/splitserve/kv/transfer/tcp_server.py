@@ -16,19 +16,18 @@ from typing import Protocol
 
 import numpy as np
 
-from splitserve.errors import BadMessage, ConfigError, Fenced, KvError, KvMismatch, PortTaken, Unreachable, row_of
+from splitserve.errors import BadMessage, Fenced, KvError, KvMismatch, Unreachable, row_of
 from splitserve.faultpoints import Faults
 from splitserve.kv.checksum import block_checksum
 from splitserve.kv.lease import Lease, Pin
 from splitserve.kv.segment import Segment
-from splitserve.kv.transfer.server import Acceptor
+from splitserve.kv.transfer.server import Acceptor, listening
 from splitserve.kv.transfer.threads import Stop, in_thread
 from splitserve.kv.transfer.wire import HEADER, Line, Reply, Request, body_length
 
 logger = logging.getLogger("splitserve.kv")
 
 _SILENCE_S = 60.0  # of a reader that takes no byte; its lease mostly ends earlier, and that ends the sending
-_BACKLOG = 128
 
 
 class Leases(Protocol):
@@ -67,23 +66,7 @@ class TcpServer:
 
     def start(self) -> int:
         """Listen; returns the port. PortTaken, ConfigError."""
-        try:
-            family, kind, protocol, _, where = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, kind, protocol)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {self._host} (--kv-host): {error.strerror}") from error
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(where)
-            listener.setblocking(False)
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            listener.close()
-            raise PortTaken(
-                f"cannot listen on {self._host}:{self._port} (--kv-host, --kv-port): {error.strerror}"
-            ) from error
+        listener = listening(self._host, self._port)
         self._acceptor = Acceptor(listener, self._serve, "tcp")
         return int(listener.getsockname()[1])
 
