@@ -57,14 +57,16 @@ def _rename_distribution() -> None:
 
 
 @contextmanager
-def server(name: str, command: Sequence[str], url: str, environment: dict[str, str] | None = None) -> Generator[None]:
-    """Run a server until the block ends. RuntimeError, with the end of its log, when it does not answer /health in time."""
+def server(
+    name: str, command: Sequence[str], url: str, environment: dict[str, str] | None = None, ready: str = "/health"
+) -> Generator[None]:
+    """Run a server until the block ends. RuntimeError, with the end of its log, when it is not `ready` in time."""
     with tempfile.NamedTemporaryFile("w+", prefix=f"{name}-", suffix=".log") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | (environment or {}), start_new_session=True
         )
         try:
-            _wait(name, process, url, Path(log.name))
+            _wait(name, process, url + ready, Path(log.name))
             yield
         finally:
             process.terminate()
@@ -79,7 +81,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> N
     give_up = time.monotonic() + _READY_S
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            if httpx.get(f"{url}/health", timeout=2).is_success:
+            if httpx.get(url, timeout=5).is_success:
                 return
         except httpx.HTTPError:
             pass
@@ -131,12 +133,7 @@ def splitserve(model: Path, port: int, flags: Sequence[str] = ()) -> Generator[s
         NAME,
     ]
     paths = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("services", "shared"))}
-    with server("splitserve", [*command, *flags], url, paths):
-        give_up = time.monotonic() + _READY_S
-        while not httpx.get(f"{url}/ready", timeout=5).is_success:
-            if time.monotonic() > give_up:
-                raise RuntimeError(f"splitserve was not ready at {url} in {_READY_S:.0f} s")
-            time.sleep(0.5)
+    with server("splitserve", [*command, *flags], url, paths, ready="/ready"):
         yield url
 
 
