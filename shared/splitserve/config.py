@@ -98,8 +98,8 @@ class EngineSettings(Group):
 class TransferSettings(Group):
     """How KV blocks travel."""
 
-    kv_transport: Literal["auto", "shm", "tcp", "cuda_ipc"] = Field(
-        default="auto", description="auto: on one host shm, or cuda_ipc between GPUs; else tcp"
+    kv_transport: Literal["auto", "shm", "tcp", "cuda_ipc", "nixl"] = Field(
+        default="auto", description="auto: on one host shm, or cuda_ipc between GPUs; else tcp. nixl: only when named"
     )
     kv_checksum: Literal["all", "tcp", "off"] = Field(
         default="tcp", description="xxh3 checksum of each block: on every transport, tcp only, never"

@@ -35,13 +35,16 @@ from support.kv import (
     leaves_nothing_behind,
     local_block,
     local_segment,
+    needs_nixl,
     other_life,
     pairs_of,
 )
 from support.waiting import until
 
-Name = Literal["shm", "tcp", "cuda_ipc", "tcp of a GPU"]
-EACH = pytest.mark.parametrize("transport", get_args(Name))
+Name = Literal["shm", "tcp", "cuda_ipc", "tcp of a GPU", "nixl"]
+EACH = pytest.mark.parametrize(
+    "transport", [pytest.param(name, marks=needs_nixl) if name == "nixl" else name for name in get_args(Name)]
+)
 SENTINEL = b"\xee" * BLOCK_BYTES
 
 
@@ -50,7 +53,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def protocol_of(transport: Name) -> Literal["shm", "tcp", "cuda_ipc"]:
+def protocol_of(transport: Name) -> Literal["shm", "tcp", "cuda_ipc", "nixl"]:
     return "tcp" if transport == "tcp of a GPU" else transport
 
 
@@ -278,7 +281,7 @@ async def test_an_owner_that_is_not_there_is_unreachable(transport: Name, direct
 async def test_an_owner_that_takes_connections_but_never_answers_is_unreachable(
     transport: Name, directory: Path
 ) -> None:
-    by_network = protocol_of(transport) == "tcp"
+    by_network = protocol_of(transport) in ("tcp", "nixl")
     listener = socket.socket(socket.AF_INET if by_network else socket.AF_UNIX)
     listener.bind(("127.0.0.1", 0) if by_network else str(directory / "silent"))
     listener.listen()

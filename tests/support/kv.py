@@ -17,8 +17,11 @@ from array import array
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+import pytest
 
 from splitserve.config import TransferSettings
 from splitserve.faultpoints import Faults
@@ -39,6 +42,8 @@ LIFE = 0xABCDEF
 TOKEN = "00112233445566778899aabbccddeeff"
 LEASE_S = 1000.0
 
+needs_nixl = pytest.mark.skipif(find_spec("nixl_cu12") is None, reason="the package nixl-cu12 is not installed")
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -56,7 +61,7 @@ class Owner:
 @asynccontextmanager
 async def owner(
     directory: Path,
-    transport: Literal["auto", "shm", "tcp", "cuda_ipc"] = "auto",
+    transport: Literal["auto", "shm", "tcp", "cuda_ipc", "nixl"] = "auto",
     *,
     checksum: Literal["all", "tcp", "off"] = "tcp",
     faults: str = "",
@@ -141,6 +146,9 @@ class OwnerProcess:
         self._process.send_signal(signal.SIGSTOP)
         os.waitpid(self._process.pid, os.WUNTRACED)
 
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -163,7 +171,7 @@ def owner_process(directory: Path, transport: str, where: str = "") -> Generator
             process.kill()
 
 
-async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp", "cuda_ipc"], where: str) -> None:
+async def _serve(directory: Path, transport: Literal["auto", "shm", "tcp", "cuda_ipc", "nixl"], where: str) -> None:
     async with owner(directory, transport, cuda=load_cuda() if where == "gpu" else None) as made:
         print(json.dumps([asdict(address) for address in made.handle.addresses]), flush=True)
         await asyncio.to_thread(sys.stdin.read)

@@ -15,6 +15,7 @@ from splitserve.faultpoints import Faults
 from splitserve.kv.checksum import HeldChecksums
 from splitserve.kv.host import boot_id
 from splitserve.kv.segment import Segment
+from splitserve.kv.transfer.nixl_server import NixlServer
 from splitserve.kv.transfer.shm_server import ShmServer
 from splitserve.kv.transfer.tcp_server import Counts, Leases, TcpServer
 from splitserve.protocol.handle import GroupBlocks, KvAddress
@@ -25,7 +26,8 @@ _SENDERS = 8  # transfers that are sent at once; more of them wait
 
 
 class Exporter:
-    """Serves `segment`'s descriptor on a unix socket in `socket_dir`, named after the worker, and leased blocks over tcp.
+    """Serves `segment`'s descriptor on a unix socket in `socket_dir`, named after the worker, leased blocks over tcp,
+    and by nixl, where that is asked for, the whole pool.
 
     Readers are told `advertised_host`, where there is one, instead of the address that tcp listens on. The segment must be
     `checksummed` where `settings.kv_checksum` is "all" (`Segment.create(…, checksummed=…)`).
@@ -48,6 +50,7 @@ class Exporter:
         self._executor = ThreadPoolExecutor(segment.memory.transfers or _SENDERS, thread_name_prefix="kv-send")
         self._shm = ShmServer(segment, socket_dir / f"{worker}.kv")
         self._tcp = TcpServer(segment, leases, self._executor, faults, settings.kv_host, settings.kv_port)
+        self._nixl = NixlServer(segment, self._executor, settings.kv_host, settings.kv_port)
         self._host = advertised_host or settings.kv_host
 
     async def start(self) -> tuple[KvAddress, ...]:
@@ -60,9 +63,10 @@ class Exporter:
                 addresses.append(KvAddress(mapped, str(self._shm.path), boot_id()))
             if self._settings.kv_transport in ("auto", "tcp"):
                 _warn_if_open(self._settings.kv_host)
-                port = self._tcp.start()
-                host = f"[{self._host}]" if ":" in self._host else self._host
-                addresses.append(KvAddress("tcp", f"{host}:{port}"))
+                addresses.append(KvAddress("tcp", self._advertised(self._tcp.start())))
+            if self._settings.kv_transport == "nixl" and self._segment.device is None:
+                _warn_if_open(self._settings.kv_host)
+                addresses.append(KvAddress("nixl", self._advertised(await self._nixl.start())))
         except BaseException:
             await self.close()
             raise
@@ -73,6 +77,9 @@ class Exporter:
                 f"--kv-transport {self._settings.kv_transport} cannot carry KV out of {where} here; use auto"
             )
         return tuple(addresses)
+
+    def _advertised(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     def _mapped(self) -> str | None:
         """The transport by which processes of this host read our pool in place."""
@@ -108,6 +115,7 @@ class Exporter:
         """Stop serving: senders are cut off, sockets removed. Readers of shared memory read on."""
         await self._shm.close()
         await self._tcp.close()
+        await self._nixl.close()
         self._executor.shutdown()
 
 
@@ -127,5 +135,5 @@ def _warn_if_open(host: str) -> None:
         loopback = host == "localhost"
     if not loopback:
         logger.warning(
-            "the tcp data plane is open to other hosts without encryption: KV reveals prompts", extra={"host": host}
+            "the KV data plane is open to other hosts without encryption: KV reveals prompts", extra={"host": host}
         )

@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from splitserve.config import TransferSettings
 from splitserve.deadlines import Deadline
-from splitserve.errors import Unreachable
+from splitserve.errors import ConfigError, Unreachable
 from splitserve.faultpoints import Faults
 from splitserve.kv.host import boot_id
 from splitserve.kv.segment import Segment
 from splitserve.kv.transfer.base import BlockPair, FetchResult, SourceKey, Transport, source_of
 from splitserve.kv.transfer.choose import Choice, ways
 from splitserve.kv.transfer.cuda_ipc import CudaIpcTransport
+from splitserve.kv.transfer.nixl import NixlTransport
 from splitserve.kv.transfer.shm import ShmTransport
 from splitserve.kv.transfer.tcp import SILENCE_S, TcpTransport
 from splitserve.protocol.handle import KvHandle, KvSource
@@ -26,7 +27,10 @@ _READERS = 16  # fetches whose bytes move at once; more of them wait
 
 
 class KvReader:
-    """Fetches blocks into `segment`, our own pool. `on_choice` hears of each transport chosen (a metric)."""
+    """Fetches blocks into `segment`, our own pool. `on_choice` hears of each transport chosen (a metric).
+
+    ConfigError for nixl where it is not installed or the pool is a GPU's.
+    """
 
     def __init__(
         self,
@@ -49,8 +53,17 @@ class KvReader:
             else ShmTransport(segment, self._executor, faults, verify=all_sums),
             TcpTransport(segment, self._executor, faults, verify=settings.kv_checksum != "off", silence_s=silence_s),
         )
+        if (
+            self._forced == NixlTransport.name
+        ):  # never by itself: on one host shm is faster, and nixl takes memory and files
+            everything = (self._nixl(segment, faults, verify=all_sums, silence_s=silence_s),)
         self._transports = {transport.name: transport for transport in everything}
         self._chosen: dict[str, tuple[int, Transport]] = {}  # worker -> the incarnation it was chosen for
+
+    def _nixl(self, segment: Segment, faults: Faults, *, verify: bool, silence_s: float) -> NixlTransport:
+        if segment.device:
+            raise ConfigError("--kv-transport nixl cannot carry KV into a GPU's memory here; use auto")
+        return NixlTransport(segment, self._executor, faults, verify=verify, silence_s=silence_s)
 
     async def attach(self, source: KvSource) -> None:
         """Choose how to read from a worker and get ready, while it still computes. Repeating is free.

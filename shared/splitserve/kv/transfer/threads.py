@@ -27,6 +27,11 @@ class Stop:
         if self._interrupt is not None:
             self._interrupt()
 
+    @property
+    def told(self) -> bool:
+        """For threads that cannot stop where they are."""
+        return self._event.is_set()
+
     def check(self) -> None:
         if self._event.is_set():
             raise Stopped

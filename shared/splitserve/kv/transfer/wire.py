@@ -51,13 +51,13 @@ class Request:
             "groups": [[group, len(blocks)] for group, blocks in self.blocks],
         }
         tail = np.array([block for _, blocks in self.blocks for block in blocks], "<u4").tobytes()
-        return _frame(orjson.dumps(head), tail)
+        return frame(orjson.dumps(head), tail)
 
     @classmethod
     def decode(cls, body: bytes) -> Request:
         """BadMessage when the body is no request."""
         try:
-            head, tail = _split(body)
+            head, tail = parts(body)
             numbers = np.frombuffer(tail, "<u4").tolist()
             blocks: list[tuple[int, tuple[int, ...]]] = []
             at = 0
@@ -82,13 +82,13 @@ class Reply:
     message: str = ""
 
     def encode(self) -> bytes:
-        return _frame(orjson.dumps({"code": self.code, "message": self.message}), b"")
+        return frame(orjson.dumps({"code": self.code, "message": self.message}), b"")
 
     @classmethod
     def decode(cls, body: bytes) -> Reply:
         """BadMessage when the body is no answer."""
         try:
-            head, _ = _split(body)
+            head, _ = parts(body)
             return cls(str(head["code"]), str(head["message"]))
         except (KeyError, TypeError, ValueError, struct.error) as error:
             raise BadMessage(f"not a block answer: {error!r}") from error
@@ -106,12 +106,14 @@ def body_length(header: bytes | bytearray) -> int:
     return length
 
 
-def _frame(head: bytes, tail: bytes) -> bytes:
+def frame(head: bytes, tail: bytes) -> bytes:
+    """Header and body around a JSON object and what follows it."""
     body = _LENGTH.pack(len(head)) + head + tail
     return HEADER.pack(_MAGIC, _VERSION, 0, len(body)) + body
 
 
-def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
+def parts(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """The JSON object and the tail of a frame's body. BadMessage, ValueError, struct.error."""
     (length,) = _LENGTH.unpack_from(body)
     head = orjson.loads(body[_LENGTH.size : _LENGTH.size + length])
     if not isinstance(head, dict):
