@@ -66,7 +66,7 @@ async def make_prefill(parts: Parts) -> RoleParts:
     )
     held_bytes = parts.metrics.gauge("splitserve_kv_held_bytes")
     held = parts.metrics.gauge("splitserve_kv_leases")
-    readers = {t: parts.metrics.gauge("splitserve_kv_readers", transport=t) for t in ("shm", "tcp")}
+    readers = {t: parts.metrics.gauge("splitserve_kv_readers", transport=t) for t in ("shm", "tcp", "nixl")}
     rising = _rising(parts.metrics, leases, exporter)
 
     def refresh() -> None:
@@ -74,6 +74,7 @@ async def make_prefill(parts: Parts) -> RoleParts:
         held.set(len(leases))
         readers["shm"].set(exporter.shm_readers)
         readers["tcp"].set(exporter.tcp_connections)
+        readers["nixl"].set(exporter.nixl_readers)
         for counter in rising:
             counter.refresh()
 

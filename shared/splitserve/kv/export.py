@@ -111,6 +111,11 @@ class Exporter:
         """Open connections of readers, idle ones included."""
         return self._tcp.connections
 
+    @property
+    def nixl_readers(self) -> int:
+        """Processes that hold the card by which nixl reads the pool."""
+        return self._nixl.readers
+
     async def close(self) -> None:
         """Stop serving: senders are cut off, sockets removed. Readers of shared memory read on."""
         await self._shm.close()

@@ -12,9 +12,10 @@ R, P, D, W, A = Owner.ROUTER, Owner.PREFILL, Owner.DECODE, Owner.WORKER, Owner.A
 TTFT_STAGES = ("tokenise", "place", "reserve", "prefill_bus", "prefill_queue", "prefill", "other", "detokenise")
 GAP_STAGES = ("handle", "decode_queue", "transfer", "first_step", "gap_other")
 LIVE_STATES = tuple(state.value for state in RequestState if not state.terminal)
-TRANSPORTS = ("shm", "tcp", "cuda_ipc")
+TRANSPORTS = ("shm", "tcp", "cuda_ipc", "nixl")
 SHM_AND_TCP = (*each("shm"), *rare("workers on several hosts, or --kv-transport tcp", "tcp"))
-FETCHED_BY = (*SHM_AND_TCP, *rare("workers on GPUs of one host", "cuda_ipc"))
+_NIXL = rare("--kv-transport nixl", "nixl")
+FETCHED_BY = (*SHM_AND_TCP, *rare("workers on GPUs of one host", "cuda_ipc"), *_NIXL)
 PLACEMENTS = (
     Series(("split", "asked")),  # --split always, or the request said so
     Series(("split", "faster"), rare="a decode worker so busy that another reads a prompt sooner"),
@@ -92,7 +93,7 @@ def kv_families() -> tuple[Family, ...]:
         Family("splitserve_kv_held_bytes", G, P, "Bytes of finished KV that wait to be fetched."),
         Family("splitserve_kv_leases", G, P, "Handles under a lease."),
         Family("splitserve_kv_lease_expired", C, P, "Leases that ended before a release.", (), (), rare("a decode worker that died before it fetched")),
-        Family("splitserve_kv_readers", G, P, "Readers of this worker's pool, by transport: processes that map it, open connections.", ("transport",), (), SHM_AND_TCP),
+        Family("splitserve_kv_readers", G, P, "Readers of this worker's pool, by transport: processes that map it, open connections.", ("transport",), (), (*SHM_AND_TCP, *_NIXL)),
         Family("splitserve_kv_sent_bytes", C, P, "Bytes of KV sent; readers of shared memory copy by themselves and are not seen here.", ("transport",), (), (*constant("readers copy out of shared memory themselves", "shm"), *SHM_AND_TCP[1:])),
         Family("splitserve_kv_sends_refused", C, P, "Transfers over tcp that no live lease allowed.", (), (), rare("a handle asked for after its end")),
         Family("splitserve_kv_sends_severed", C, P, "Transfers over tcp that began and did not end.", (), (), rare("a lease or a connection that ended during a send")),
