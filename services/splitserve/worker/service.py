@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -41,6 +42,7 @@ from splitserve.worker.observe import Loaded, StepMetrics, WorkerMetrics
 log = logging.getLogger("splitserve.worker")
 
 _CRASH_GRACE_S = 1.0  # for the rows that say so
+_GIL_S = 0.0002  # event loop and engine thread hand each other work, and neither is to wait for Python's 5 ms
 
 
 class Core(ShellCore, Loaded, Protocol):
@@ -84,6 +86,7 @@ MakeRole = Callable[[Parts], Awaitable[RoleParts]]
 async def run_worker(settings: WorkerProcessSettings, signals: Signals, role: Role, make: MakeRole) -> None:
     """Serve until a stop signal. Raises StartupError at start, EngineFailed when the engine's thread crashed."""
     name = name_of(settings.worker.name, role)
+    sys.setswitchinterval(_GIL_S)
     set_up_logs(settings.log, name)
     tracer = open_tracer(settings.tracing, f"splitserve-{role}", name, settings.cluster.cluster)
     url = address_of(settings.cluster.nats, "--nats")
