@@ -10,6 +10,7 @@ from splitserve.decode.effects import AbandonFetch, Attach, Fetch, Fetched, Fetc
 from splitserve.decode.jobs import DecodeJobs
 from splitserve.engine import door
 from splitserve.protocol.effects import Ask, Drain, NoAnswer, Publish, Unanswered
+from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.messages import (
     Cancel,
     DecodeDurations,
@@ -19,6 +20,8 @@ from splitserve.protocol.messages import (
     FirstRow,
     KvFailed,
     KvLoaded,
+    KvReady,
+    Message,
     Ping,
     Pong,
     Preempted,
@@ -593,3 +596,159 @@ def test_events_of_what_is_over_or_was_never_here_change_nothing() -> None:
     driver.engine(token("x", 1, 0, (1,)), reserved("x"), door.Gone(("x", 1)), door.Preempted(("x", 1)))
     assert driver.commands == []
     assert driver.core.idle
+
+
+# --- blocks that come before the prompt is done ---
+
+
+def early(tokens: int, *blocks: int, **changes: Any) -> KvReady:
+    """Blocks (numbers at the owner) that end at `tokens`, of the prompt of `kv_ready`."""
+    groups = (GroupBlocks(0, blocks, tuple(850 + block for block in blocks)),)
+    part = handle(ids=PROMPT[:tokens], groups=groups, **changes)
+    return kv_ready(handle=part, tokens_ready=tokens, final=False, index=0, first_ids=(), finishes=())
+
+
+def moves(fetch: Fetch) -> list[tuple[int, int]]:
+    return [(pair.remote, pair.local) for pair in fetch.pairs]
+
+
+def test_whole_blocks_are_fetched_while_the_prompt_is_computed_and_only_the_rest_at_its_end() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    (first,) = driver.of(Fetch)
+    assert (moves(first), first.tokens) == ([(50, 10)], 4)
+    driver.event(Fetched(("a", 1), 100, 1, "shm", 0.5))
+    assert driver.commands == []
+    driver.say(kv_ready())
+    (rest,) = driver.of(Fetch)
+    assert (moves(rest), rest.tokens) == ([(51, 11), (52, 12)], 6)
+    driver.event(Fetched(("a", 1), 200, 2, "shm", 0.02))
+    assert driver.to_engine(door.Loaded) == [door.Loaded(("a", 1), 0, (77,))]
+    (loaded,) = driver.published(KvLoaded)
+    assert (loaded.bytes, loaded.blocks, loaded.transfer_s) == (300, 3, 0.02)
+
+
+def test_a_job_has_one_copy_at_a_time_and_takes_together_what_came_meanwhile() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    assert len(driver.of(Fetch)) == 1
+    driver.say(early(8, 51))
+    assert driver.of(Fetch) == []
+    driver.say(kv_ready())
+    assert driver.of(Fetch) == []
+    driver.event(Fetched(("a", 1), 100, 1, "shm", 0.02))
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(51, 11), (52, 12)]]
+
+
+def test_an_early_message_before_the_reservation_is_not_forgotten_and_a_double_copies_nothing_twice() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.say(early(4, 50))
+    driver.say(early(4, 50))
+    driver.engine(reserved())
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(50, 10)]]
+    driver.event(Fetched(("a", 1), 100, 1, "shm", 0.02))
+    driver.say(early(4, 50))
+    assert driver.of(Fetch) == []
+
+
+def test_what_is_cached_here_is_not_fetched_early_either() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved(cached=1))
+    driver.say(early(8, 50, 51))
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(51, 11)]]
+
+
+def test_an_early_message_that_was_lost_costs_only_time() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(8, 51))
+    driver.event(Fetched(("a", 1), 100, 1, "shm", 0.02))
+    driver.say(kv_ready())
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(50, 10), (52, 12)]]
+
+
+def test_an_early_copy_that_failed_is_made_again_at_the_end_and_no_other_is_begun_before() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    driver.event(FetchFailed(("a", 1), FailReason.FENCED, "moved"))
+    assert driver.commands == []
+    driver.say(early(8, 51))
+    assert driver.of(Fetch) == []
+    driver.say(kv_ready())
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(50, 10), (51, 11), (52, 12)]]
+
+
+def test_an_early_copy_counts_only_where_the_final_handle_names_the_same_generation() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(8, 60, 51))
+    driver.event(Fetched(("a", 1), 200, 2, "shm", 0.02))
+    driver.say(kv_ready())
+    assert [moves(fetch) for fetch in driver.of(Fetch)] == [[(50, 10), (52, 12)]]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        early(4, 50, owner="q"),
+        early(4, 50, incarnation=4),
+        early(4, 50, pa=2),
+        early(4, 50, fingerprint="f2"),
+        early(4, 50, chain_hash="00" * 16),
+        early(4, 49, 50),
+        early(10, 50, 51, 52),
+    ],
+    ids=["owner", "life", "attempt", "model", "tokens", "more blocks than tokens", "a block that is not full"],
+)
+def test_an_early_message_of_anything_else_is_not_fetched(message: KvReady) -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(message)
+    assert driver.commands == []
+
+
+@pytest.mark.parametrize("over", [cancel(), amend()], ids=["cancelled", "amended"])
+def test_an_end_during_an_early_copy_frees_its_blocks_behind_it(over: Message) -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    driver.say(over)
+    assert driver.of(AbandonFetch) == [AbandonFetch(("a", 1))]
+    assert driver.to_engine(door.Abort) == []
+    driver.event(FetchFailed(("a", 1), FailReason.UNREACHABLE, "abandoned"))
+    assert driver.to_engine(door.Abort) == [door.Abort(("a", 1))]
+
+
+def test_a_first_token_that_ends_the_answer_ends_its_early_copy() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    driver.say(kv_ready(finishes=(int(STOP),)))
+    assert driver.of(AbandonFetch) == [AbandonFetch(("a", 1))]
+    driver.event(Fetched(("a", 1), 100, 1, "shm", 0.02))
+    assert driver.to_engine(door.Loaded) == []
+    driver.say(FinAck("r1", 7, (0,)))
+    assert driver.core.idle
+
+
+def test_the_lease_is_renewed_while_the_final_copy_waits_for_an_early_one() -> None:
+    driver = decode()
+    driver.say(decode_job())
+    driver.engine(reserved())
+    driver.say(early(4, 50))
+    driver.say(kv_ready())
+    driver.after(3.0)
+    assert [renew.handle_ids for renew in driver.published(Renew)] == [("h-a-1",)]

@@ -50,6 +50,52 @@ def test_progress_tells_each_chunk_of_a_prompt_with_cached_tokens_counted():
     assert bench.of("b", door.Progress) == [door.Progress("b", 10)]
 
 
+def test_blocks_of_a_prompt_for_others_are_told_once_when_they_are_full_and_the_job_goes_on():
+    bench = Bench(chunk_tokens=6)
+    ids = tuple(range(16))
+    hashes = block_hashes(ids, 4, chain_seed("toy"))
+    bench.add("a", ids, Mode.PREFILL)
+    bench.run()
+    first, second, last = bench.of("a", door.Progress)
+    assert (first.tokens, len(first.groups[0].blocks), first.chain_hash) == (6, 1, hashes[0].hex())
+    assert (second.tokens, len(second.groups[0].blocks), second.chain_hash) == (12, 2, hashes[2].hex())
+    assert (last.tokens, last.groups) == (16, ())  # `Prefilled` names them all
+    (done,) = bench.of("a", door.Prefilled)
+    told = [*first.groups[0].blocks, *second.groups[0].blocks]
+    assert done.groups[0].blocks[:3] == tuple(told)
+    assert done.groups[0].generations[:3] == first.groups[0].generations + second.groups[0].generations
+
+
+def test_a_cached_prefix_is_told_before_the_model_runs():
+    bench = Bench()
+    bench.add("a", PROMPT, Mode.PREFILL)
+    bench.run()
+    bench.add("b", PROMPT, Mode.PREFILL)
+    early: list[door.Batch] = []
+    bench.engine.step(early.append)
+    ((told,),) = [batch.events for batch in early]
+    assert isinstance(told, door.Progress)
+    assert (told.key, told.tokens, len(told.groups[0].blocks)) == ("b", 8, 2)
+
+
+def test_a_release_ends_a_job_whose_blocks_are_read_while_it_is_computed():
+    bench = Bench(chunk_tokens=4)
+    bench.add("a", PROMPT, Mode.PREFILL)
+    bench.step()
+    bench.engine.submit(door.Release("a"))
+    bench.run()
+    assert isinstance(bench.last("a"), door.Gone)
+    assert bench.pool.stats.owned == 0
+
+
+def test_without_prefix_reuse_a_handle_has_its_proof_too():
+    bench = Bench(prefix_caching=False)
+    bench.add("a", PROMPT, Mode.PREFILL)
+    bench.run()
+    (done,) = bench.of("a", door.Prefilled)
+    assert done.chain_hash == block_hashes(PROMPT, 4, chain_seed("toy"))[-1].hex()
+
+
 def test_n_sequences_share_whole_prompt_blocks_and_each_has_its_own_tokens():
     bench = Bench()
     bench.add("a", PROMPT, n=3, max_tokens=6)

@@ -150,3 +150,15 @@ def test_whatever_happens_each_key_is_freed_exactly_once_and_never_under_a_pin(s
     freed += table.expire(now + 100)
     assert len(freed) == len(set(freed)) == granted
     assert len(table) == 0
+
+
+def test_a_lease_may_grow_and_have_no_end_by_time_until_it_is_told_one() -> None:
+    table = table_with("a", ttl_s=float("inf"), now=100.0)
+    assert table.next_expiry() is None
+    more = (GroupBlocks(0, (4, 7, 9, 11), (1, 1, 2, 5)),)
+    table.extend("a", more, 15.0, 1000.0)
+    lease = table.lookup("a", "token of a")
+    assert lease is not None
+    assert (lease.groups, table.held_blocks, table.next_expiry()) == (more, 4, 1015.0)
+    with pytest.raises(KeyError):
+        table.extend("b", more, 15.0, 0.0)

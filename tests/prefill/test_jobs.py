@@ -7,6 +7,7 @@ import pytest
 from splitserve.engine import door
 from splitserve.prefill.jobs import PrefillJobs
 from splitserve.protocol.effects import Answer, BusDown, Drain, Received, Tick
+from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.messages import (
     Beat,
     Cancel,
@@ -384,3 +385,91 @@ def test_an_answer_is_given_only_where_somebody_waits() -> None:
     driver.event(Received(prefill_job(), None))
     assert driver.of(Answer) == []
     assert len(driver.to_engine(door.Add)) == 1
+
+
+# --- blocks that are readable before the prompt is done ---
+
+
+def progress(tokens: int, *blocks: int, rid: str = "a", pa: int = 1) -> door.Progress:
+    groups = (GroupBlocks(0, blocks, tuple(100 + block for block in blocks)),) if blocks else ()
+    return door.Progress((rid, pa), tokens, groups, f"c{tokens}" if blocks else "")
+
+
+def test_full_blocks_are_told_to_decode_alone_and_the_final_message_names_all_under_the_same_handle() -> None:
+    driver = prefill()
+    driver.say(prefill_job())
+    driver.engine(progress(5, 0))
+    (first,) = driver.published(KvReady)
+    assert driver.published(KvReady, R1) == []
+    assert (first.final, first.tokens_ready, first.handle.kv_tokens, first.first_ids) == (False, 4, 4, ())
+    driver.engine(progress(9, 1))
+    (second,) = driver.published(KvReady)
+    assert (second.tokens_ready, second.handle.groups[0].blocks, second.handle.chain_hash) == (8, (1,), "c9")
+    driver.engine(progress(10), prefilled())
+    final = driver.published(KvReady, R1)[0]
+    assert final.final
+    assert first.handle.id == second.handle.id == final.handle.id
+    assert final.handle.groups[0].blocks == (0, 1, 2)
+
+
+def test_a_prompt_of_one_chunk_is_told_once() -> None:
+    driver = prefill()
+    driver.say(prefill_job())
+    driver.engine(progress(10), prefilled())
+    assert [ready.final for ready in driver.published(KvReady)] == [True, True]
+
+
+def test_the_lease_of_a_prompt_that_is_computed_holds_what_was_told_and_has_no_end_by_time() -> None:
+    driver = prefill()
+    assert isinstance(driver.core, PrefillJobs)
+    driver.say(prefill_job())
+    driver.engine(progress(4, 0))
+    driver.engine(progress(9, 1))
+    handle = driver.published(KvReady)[0].handle
+    lease = driver.core.leases.lookup(handle.id, handle.token)
+    assert lease is not None
+    assert lease.groups == (GroupBlocks(0, (0, 1), (100, 101)),)
+    assert driver.core.promised_blocks == 3
+    driver.after(100)
+    assert driver.to_engine(door.Release) == []
+    driver.engine(prefilled())
+    assert driver.core.promised_blocks == 3
+    driver.after(15.1)
+    assert driver.to_engine(door.Release) == [door.Release(("a", 1))]
+
+
+def test_a_cancel_of_a_prompt_that_is_read_early_frees_it_behind_its_sender() -> None:
+    driver = prefill()
+    assert isinstance(driver.core, PrefillJobs)
+    driver.say(prefill_job())
+    driver.engine(progress(4, 0))
+    severed: list[bool] = []
+    pin = driver.core.leases.pin(driver.published(KvReady)[0].handle.id, lambda: severed.append(True))
+    driver.say(cancel())
+    assert severed == [True]
+    assert driver.to_engine(door.Release) == []
+    driver.core.leases.unpin(pin)
+    driver.event(Tick())
+    assert driver.to_engine(door.Release) == [door.Release(("a", 1))]
+    assert driver.core.idle
+
+
+def test_a_job_that_the_engine_lost_ends_the_lease_of_what_was_told() -> None:
+    driver = prefill()
+    driver.say(prefill_job())
+    driver.engine(progress(4, 0))
+    driver.engine(door.Failed(("a", 1), "it raised"))
+    assert driver.core.idle
+    assert driver.core.promised_blocks == 0
+
+
+def test_a_prompt_that_starts_anew_names_its_new_blocks() -> None:
+    driver = prefill()
+    assert isinstance(driver.core, PrefillJobs)
+    driver.say(prefill_job())
+    driver.engine(progress(9, 0, 1))
+    driver.engine(progress(4, 7))
+    handle = driver.published(KvReady)[0].handle
+    lease = driver.core.leases.lookup(handle.id, handle.token)
+    assert lease is not None
+    assert lease.groups[0].blocks == (7,)
