@@ -12,10 +12,23 @@ from splitserve.decode.effects import AbandonFetch, Fetch, Fetched, FetchFailed,
 from splitserve.decode.jobs import DecodeJobs
 from splitserve.engine import door
 from splitserve.protocol.effects import Publish
+from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.messages import Accepted, Cancel, FinAck, Message, Refused, Resume, ResumeRow, TokenFrame
 from splitserve.protocol.states import FailReason, FinishReason
 from splitserve.worker.effects import ToEngine
-from support.worker_cores import SUBJECTS, Driver, amend, decode_job, identity, kv_ready, reserved, source
+from support.worker_cores import (
+    BLOCK,
+    PROMPT,
+    SUBJECTS,
+    Driver,
+    amend,
+    decode_job,
+    handle,
+    identity,
+    kv_ready,
+    reserved,
+    source,
+)
 
 TOMBSTONE_S = 60.0 - 16.0  # time passes in strides
 SLOTS = {"a": 0, "b": 1, "c": 2}
@@ -107,6 +120,14 @@ class DecodeMachine(RuleBasedStateMachine):
     @rule(rid=rids, pa=attempts)
     def kv_comes(self, rid: str, pa: int) -> None:
         self.driver.say(kv_ready(rid, pa))
+        self._obey(self.driver.commands)
+
+    @rule(rid=rids, pa=attempts, blocks=st.sampled_from(((50,), (50, 51), (51,))))
+    def kv_comes_early(self, rid: str, pa: int, blocks: tuple[int, ...]) -> None:
+        tokens = (blocks[-1] - 49) * BLOCK
+        groups = (GroupBlocks(0, blocks, tuple(850 + block for block in blocks)),)
+        part = handle(rid, pa, PROMPT[:tokens], groups=groups)
+        self.driver.say(kv_ready(rid, handle=part, tokens_ready=tokens, final=False, first_ids=(), finishes=()))
         self._obey(self.driver.commands)
 
     def _in_state(self, *states: str) -> list[Key]:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from splitserve.engine import door
 from splitserve.prefill.jobs import PrefillJobs
 from splitserve.protocol.effects import Publish
+from splitserve.protocol.handle import GroupBlocks
 from splitserve.protocol.messages import Accepted, Cancel, KvReady, Message, Release, Renew, Resume, ResumeRow
 from splitserve.worker.effects import ToEngine
 from support.worker_cores import SUBJECTS, Driver, identity, prefill_job, prefilled
@@ -34,12 +35,13 @@ class PrefillMachine(RuleBasedStateMachine):
         self.over: dict[Key, float] = {}
         self.answers: dict[Key, Message | None] = {}
         self.ready: dict[Key, KvReady] = {}
+        self.read: set[Key] = set()  # computed, and readable in part
 
     def _obey(self, commands: Iterable[object]) -> None:
         for command in commands:
             if isinstance(command, ToEngine):
                 self._engine_told(command.command)
-            elif isinstance(command, Publish) and isinstance(command.message, KvReady):
+            elif isinstance(command, Publish) and isinstance(command.message, KvReady) and command.message.final:
                 handle = command.message.handle
                 assert self.ready.setdefault((handle.rid, handle.pa), command.message) == command.message
 
@@ -54,7 +56,8 @@ class PrefillMachine(RuleBasedStateMachine):
             self.engine[key] = False
             self.ready.pop(key, None)
         else:
-            assert self.engine.pop(key) == isinstance(command, door.Release)
+            assert (self.engine.pop(key) or key in self.read) == isinstance(command, door.Release)
+            self.read.discard(key)
             self._ended(rid, attempt)
 
     def _ended(self, rid: str, attempt: int) -> None:
@@ -81,14 +84,27 @@ class PrefillMachine(RuleBasedStateMachine):
     @rule(data=st.data(), fails=st.booleans())
     def engine_ends(self, data: st.DataObject, fails: bool) -> None:
         key = data.draw(st.sampled_from(sorted(key for key, held in self.engine.items() if not held)))
+        read = key in self.read
+        self.read.discard(key)
         if fails:
-            del self.engine[key]
+            self.engine[key] = read  # the core still lets go of what was readable
+            if not read:
+                del self.engine[key]
             self._ended(*key)
             self._obey(self.driver.engine(door.Failed(key, "raised")))
         else:
             self.engine[key] = True
             self._obey(self.driver.engine(prefilled(*key)))
             assert key in self.ready
+
+    @precondition(lambda self: not all(self.engine.values()))
+    @rule(data=st.data(), block=st.integers(0, 1))
+    def engine_goes_on(self, data: st.DataObject, block: int) -> None:
+        key = data.draw(st.sampled_from(sorted(key for key, held in self.engine.items() if not held)))
+        if block and key not in self.read:
+            return
+        self.read.add(key)
+        self._obey(self.driver.engine(door.Progress(key, 4 * block + 4, (GroupBlocks(0, (block,), (1,)),), "c")))
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data(), token=st.sampled_from(("t" * 32, "x" * 32)))
@@ -116,7 +132,7 @@ class PrefillMachine(RuleBasedStateMachine):
 
     @invariant()
     def leases_are_what_the_engine_holds(self) -> None:
-        assert len(self.core.leases) == sum(self.engine.values())
+        assert len(self.core.leases) == sum(self.engine.values()) + len(self.read)
 
     @invariant()
     def promises_fit_and_work_has_a_timer(self) -> None:

@@ -270,8 +270,8 @@ class PrefillJobs:
         job.computed = event.tokens
         if not event.groups:
             return []
-        early = self._handles.early(job, event, now)
-        return [Publish(subject, early) for subject in self._readers(job)]
+        early, router = self._handles.early(job, event, now), self._desk.subjects.router_events(job.asked.router)
+        return [Publish(subject, early) for subject in job.asked.notify if subject != router]
 
     def _on_prefilled(self, event: door.Prefilled, job: Job, now: float) -> list[Command]:
         job.state = PrefillState.HELD
@@ -289,18 +289,8 @@ class PrefillJobs:
     # --- ends ---
 
     def _announce(self, job: Job) -> list[Command]:
-        """Decode first: a copy lies between it and its next token."""
         ready = job.ready
-        if ready is None:
-            return []
-        readers = self._readers(job)
-        others = [subject for subject in job.asked.notify if subject not in readers]
-        return [Publish(subject, ready) for subject in (*readers, *others)]
-
-    def _readers(self, job: Job) -> list[str]:
-        """Who copies the blocks: of those to be notified, all but the router."""
-        router = self._desk.subjects.router_events(job.asked.router)
-        return [subject for subject in job.asked.notify if subject != router]
+        return [] if ready is None else [Publish(subject, ready) for subject in job.asked.notify]
 
     def _end(self, job: Job, now: float) -> list[Command]:
         """Drop a job in whatever state it is."""
