@@ -85,7 +85,15 @@ def test_cached_blocks_are_evicted_after_free_ones_and_the_least_recently_used_f
     pool.ref(blocks[:1])
     pool.free(blocks[:1])  # used last
 
-    assert allocate(pool, 4) == [3, blocks[1], blocks[2], blocks[0]]
+    assert [allocate(pool, 1) for _ in range(4)] == [[3], [blocks[1]], [blocks[2]], [blocks[0]]]
+
+
+def test_blocks_are_handed_out_in_ascending_order_whatever_order_they_were_given_back_in():
+    pool = BlockPool(6)
+    blocks = allocate(pool, 6)
+    pool.fill(blocks)
+    pool.free(reversed(blocks))
+    assert allocate(pool, 4) == sorted(blocks)[2:]  # the four that were given back first, in one run
 
 
 def test_a_block_freed_twice_is_an_error():

@@ -90,7 +90,11 @@ class BlockPool:
         return self._refs[block] == 1 and block not in self._indexed
 
     def allocate(self, n: int) -> list[int] | None:
-        """`n` blocks, FILLING with one ref each; None when fewer are available. Cached ones go last, oldest first."""
+        """`n` blocks in ascending order, FILLING with one ref each; None when fewer are available.
+
+        Cached ones are taken last, oldest first. Ascending, since neighbours that are in order on both sides move in one
+        copy; they were given back last first.
+        """
         if n > self.available:
             return None
         blocks: list[int] = []
@@ -100,6 +104,7 @@ class BlockPool:
             self._refs[block] = 1
             self._filling.add(block)
             blocks.append(block)
+        blocks.sort()
         return blocks
 
     def fill(self, blocks: Iterable[int]) -> None:
