@@ -15,6 +15,10 @@ import pytest
 from simulation.schedules import PROFILES, schedule_of
 from simulation.sweep import run_single, single_faults
 from simulation.world import run
+from splitserve.engine import door, events
+from splitserve.engine.sequence import Job, blocks_for
+from splitserve.kv.pool import BlockPool
+from splitserve.protocol.handle import GroupBlocks
 
 SEEDS = 2000
 FEW_SEEDS = 300  # of the fast part; too few to meet every row of the tables
@@ -102,6 +106,18 @@ def test_no_seed_breaks_an_invariant_and_together_they_meet_every_row_of_the_tab
     wanted = STRUCK | {("message", row) for row in MESSAGES} | {("request table", row) for row in MOVES}
     wanted |= {("requests", row) for row in ("finished", "left", "DeadlineExceeded")}
     assert wanted - set(counts) == set()
+
+
+def test_a_block_that_others_may_read_before_it_is_full_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(job: Job, pool: BlockPool, block_tokens: int) -> door.Progress:
+        told = job.prompt.tables[0][: blocks_for(job.prompt.computed, block_tokens)]
+        groups = (GroupBlocks(0, tuple(told), pool.generations(told)),)
+        return door.Progress(job.key, job.prompt.computed, groups, "")
+
+    monkeypatch.setattr(events, "progress", careless)
+    results = (run(schedule_of(seed, "crawl")) for seed in range(20))
+    rules = [result.violation.rule for result in results if result.violation is not None]
+    assert "what_is_readable_does_not_change" in rules
 
 
 @pytest.mark.parametrize("profile", PROFILES)
