@@ -38,6 +38,30 @@ async def test_decode_computes_no_prompt_and_what_moves_is_blocks_times_block_si
     assert moved["decode", "splitserve_kv_transfer_bytes_total"] == blocks * 16 * bytes_per_token
 
 
+async def test_a_prompt_of_several_chunks_comes_in_parts_each_block_once_and_whole(
+    pair: Cluster, client: AsyncOpenAI
+) -> None:
+    names = ("splitserve_kv_transfer_blocks_total", "splitserve_kv_transfer_seconds_count")
+    text = "Nobody sent this long text before: walrus, anvil, " * 120
+
+    async def answer(prompt: str, tokens: int) -> str:
+        got = await client.completions.create(model=pair.model, prompt=prompt, max_tokens=tokens, temperature=0)
+        assert got.usage
+        assert got.usage.prompt_tokens > 1024  # two chunks and more
+        lengths.append(got.usage.prompt_tokens)
+        return got.choices[0].text
+
+    lengths: list[int] = []
+    before = [await pair.total(name, "decode") for name in names]
+    eight = await answer(text, 8)
+    blocks, copies = [await pair.total(name, "decode") - old for name, old in zip(names, before, strict=True)]
+    assert blocks == -(-lengths[0] // 16)
+    assert copies > 1
+    four = await answer(text, 4)
+    fifth = await answer(text + four, 1)  # the prefill worker's own, of the KV that it had sent
+    assert eight.startswith(four + fifth)
+
+
 async def test_a_requests_record_names_its_workers_and_stages_and_never_its_content(
     pair: Cluster, client: AsyncOpenAI
 ) -> None:
