@@ -56,11 +56,11 @@ def test_blocks_of_a_prompt_for_others_are_told_once_when_they_are_full_and_the_
     hashes = block_hashes(ids, 4, chain_seed("toy"))
     bench.add("a", ids, Mode.PREFILL)
     bench.run()
-    first, second, last = bench.of("a", door.Progress)
+    first, second, last = [event for event in bench.events["a"] if isinstance(event, door.Progress)]
     assert (first.tokens, len(first.groups[0].blocks), first.chain_hash) == (6, 1, hashes[0].hex())
     assert (second.tokens, len(second.groups[0].blocks), second.chain_hash) == (12, 2, hashes[2].hex())
     assert (last.tokens, last.groups) == (16, ())  # `Prefilled` names them all
-    (done,) = bench.of("a", door.Prefilled)
+    (done,) = [event for event in bench.events["a"] if isinstance(event, door.Prefilled)]
     told = [*first.groups[0].blocks, *second.groups[0].blocks]
     assert done.groups[0].blocks[:3] == tuple(told)
     assert done.groups[0].generations[:3] == first.groups[0].generations + second.groups[0].generations
@@ -92,7 +92,7 @@ def test_without_prefix_reuse_a_handle_has_its_proof_too():
     bench = Bench(prefix_caching=False)
     bench.add("a", PROMPT, Mode.PREFILL)
     bench.run()
-    (done,) = bench.of("a", door.Prefilled)
+    (done,) = [event for event in bench.events["a"] if isinstance(event, door.Prefilled)]
     assert done.chain_hash == block_hashes(PROMPT, 4, chain_seed("toy"))[-1].hex()
 
 
