@@ -25,6 +25,7 @@ class Bytes:
     """A vocabulary of the 256 bytes; 256 and up are special."""
 
     special_ids = frozenset({256, 257})
+    concatenates = False
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         special = b"" if skip_special_tokens else b"<s>"
@@ -142,6 +143,30 @@ def test_a_stop_string_that_only_the_last_bytes_complete_is_found_at_the_end():
     text = AnswerText(Bytes(), TextRules(stops=("\ufffd",)))
     assert text.push([97, 0xF0]) + text.finish() == "a"
     assert text.stopped == "\ufffd"
+
+
+@given(st.lists(st.lists(st.integers(0, 255), max_size=4)))
+def test_ids_whose_texts_concatenate_give_the_same_pieces_without_context(pushes: list[list[int]]):
+    """Also bytes that are no text."""
+    plain, quick = Detokenizer(Bytes().decode), Detokenizer(Bytes().decode, concatenates=True)
+    for ids in pushes:
+        assert quick.push(ids) == plain.push(ids)
+    assert quick.flush() == plain.flush()
+
+
+@pytest.mark.model
+def test_a_byte_level_tokenizer_needs_no_context(smollm2_folder: Path):
+    tokenizer = Tokenizer.load(smollm2_folder)
+    assert tokenizer.concatenates
+    ids = random.Random(1).choices(range(tokenizer.vocab_size), k=2000)
+    plain, quick = Detokenizer(tokenizer.decode), Detokenizer(tokenizer.decode, concatenates=True)
+    assert [quick.push([id]) for id in ids] == [plain.push([id]) for id in ids]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_tokenizer_that_drops_the_first_space_needs_context(gemma3_folder: Path):
+    assert not Tokenizer.load(gemma3_folder).concatenates
 
 
 @pytest.mark.model

@@ -23,7 +23,8 @@ _LONGEST_ID = 200
 
 
 class Door:
-    """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id` and `trace` in the request's state."""
+    """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id` and `trace` in the request's state; to
+    `written` whoever writes past `send` adds the bytes."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observer) -> None:
         self._app = app
@@ -61,7 +62,7 @@ class Door:
                     visit.status,
                     time.monotonic() - visit.arrived,
                     received=visit.received,
-                    sent=visit.sent,
+                    sent=visit.sent + inner["state"]["written"],
                 )
             )
 
@@ -92,6 +93,7 @@ class _Visit:
             "arrived": self.arrived,
             "client_request_id": self._client_id,
             "trace": trace_in(Headers(scope=self._scope)),
+            "written": 0,
         }
         method = "GET" if self._scope["method"] == "HEAD" else self._scope["method"]
         return {**self._scope, "method": method, "state": state}

@@ -49,9 +49,10 @@ class RouterMetrics:
 class RequestMetrics:
     """One request (`observe.RequestObserver`)."""
 
-    __slots__ = ("_of", "_tokenise_s")
+    __slots__ = ("_of", "_tokenise_s", "gap")
 
     def __init__(self, of: RouterMetrics) -> None:
+        self.gap = of.gap.observe  # one a token
         self._of = of
         self._tokenise_s = 0.0
 
@@ -60,9 +61,6 @@ class RequestMetrics:
 
     def first_token(self, seconds: float) -> None:
         self._of.ttft.observe(seconds)
-
-    def gap(self, seconds: float) -> None:
-        self._of.gap.observe(seconds)
 
     def end(self, end: RequestEnd) -> None:
         self._of.ends.end(end, self._tokenise_s)

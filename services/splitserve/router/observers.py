@@ -29,6 +29,7 @@ class RequestObservers:
 
     def __init__(self, observers: list[RequestObserver]) -> None:
         self._observers = observers
+        self._gaps = tuple(observer.gap for observer in observers)  # one a token
 
     def tokenised(self, seconds: float) -> None:
         for observer in self._observers:
@@ -39,8 +40,8 @@ class RequestObservers:
             observer.first_token(seconds)
 
     def gap(self, seconds: float) -> None:
-        for observer in self._observers:
-            observer.gap(seconds)
+        for gap in self._gaps:
+            gap(seconds)
 
     def end(self, end: RequestEnd) -> None:
         for observer in self._observers:

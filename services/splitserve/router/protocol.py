@@ -15,23 +15,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from splitserve.errors import InvalidRequest
 from splitserve.router.http_errors import error_object
 
-# ASGI extension: `abort()` drops the connection without waiting for its reader, `full()` says that the next send waits
+# ASGI extension, of a response that has started: `write(part)` sends a part of its body at once, past all that stands
+# between an endpoint and the socket (a token is such a part); `full()`: better use `send`, which waits for the reader;
+# `abort()` drops the connection without waiting for anybody
 CONNECTION = "splitserve.connection"
 _UNREAD_MS = 60_000  # data that a client acknowledges for so long not at all, or leaves unread, costs it the connection
 
 
 class Connection(h11.Connection):
-    """Writes the parts of a chunked body by itself: they change no state, and a token is one of them."""
+    """h11's, with a short way for the parts of a chunked body: they change no state of it."""
 
     _chunked = False
 
     def send(self, event):  # pyright: ignore  # overloaded in the base class
-        if self._chunked and type(event) is h11.Data and self.our_state is h11.SEND_BODY:
-            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
         output = super().send(event)
         if type(event) is h11.Response:
             self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in (output or b"").lower()
         return output
+
+    def part(self, data: bytes) -> bytes:
+        """The bytes of a part, not empty, of the body that is being sent."""
+        if self._chunked and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(data), data)
+        return self.send(h11.Data(data=data)) or b""
 
 
 class RouterProtocol(H11Protocol):
@@ -40,9 +46,14 @@ class RouterProtocol(H11Protocol):
     def connection_made(self, transport) -> None:  # pyright: ignore[reportMissingParameterType]  # two base classes differ
         super().connection_made(transport)
         limit = self.config.h11_max_incomplete_event_size
-        self.conn = Connection(h11.SERVER, *([] if limit is None else [limit]))
+        self.conn = conn = Connection(h11.SERVER, *([] if limit is None else [limit]))
         app, flow = self.app, self.flow
-        extension = {CONNECTION: {"abort": transport.abort, "full": lambda: flow.write_paused}}
+
+        def write(part: bytes) -> None:
+            if not transport.is_closing():
+                transport.write(conn.part(part))
+
+        extension = {CONNECTION: {"write": write, "full": lambda: flow.write_paused, "abort": transport.abort}}
 
         async def extended(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "extensions": {**scope.get("extensions", {}), **extension}}, receive, send)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import orjson
 
 from splitserve.protocol.states import RequestState
 from splitserve.store.keys import TERMINAL_TTL_S
@@ -52,7 +53,7 @@ class Record:
             "created": f"{self.created:.3f}",
             "losses": str(self.losses),
             "client_request_id": self.client_request_id,
-            "stages": json.dumps({name: round(seconds, 6) for name, seconds in self.stages.items()}),
+            "stages": orjson.dumps({name: round(seconds, 6) for name, seconds in self.stages.items()}).decode(),
         }
         final = self.state.terminal
         ttl = TERMINAL_TTL_S if final else 2 * self.timeout_s
@@ -77,5 +78,5 @@ def shown(rid: str, fields: Mapping[str, str]) -> dict[str, Shown]:
         "error": fields["error"] or None,
         "created": float(fields["created"]),
         "client_request_id": fields["client_request_id"] or None,
-        "stages_s": json.loads(fields["stages"]),
+        "stages_s": orjson.loads(fields["stages"]),
     }

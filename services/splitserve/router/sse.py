@@ -29,19 +29,20 @@ class EventStream:
         self._headers = [*_HEADERS, *headers]
         self._stall_s = stall_s
         self._connection = scope.get("extensions", {}).get(CONNECTION)
+        self._state = scope["state"]
 
     async def write(self, events: bytes) -> None:
         """Raises ClientGone when the client has read nothing for `stall_s`."""
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        body = {"type": "http.response.body", "body": events, "more_body": True}
         if self._connection is not None and not self._connection["full"]():
-            await self._send(body)  # waits for nobody
+            self._connection["write"](events)
+            self._state["written"] += len(events)
             return
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send(body)
+                await self._send({"type": "http.response.body", "body": events, "more_body": True})
         except TimeoutError:
             await self._drop()
             raise ClientGone from None

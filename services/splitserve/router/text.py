@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 _CONTEXT = 6  # prompt ids before the answer: SentencePiece drops the first word's space without them
@@ -18,11 +19,16 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class Detokenizer:
-    """Text of a growing list of ids. `prompt_ids` are context only and give no text."""
+    """Text of a growing list of ids. `prompt_ids` are context only and give no text.
 
-    def __init__(self, decode: Decode, prompt_ids: Sequence[int] = ()) -> None:
+    With `concatenates` (the text of two lists in a row is that of both together, but for a character that the border
+    cuts) nothing is decoded for context: once a token, and not twice.
+    """
+
+    def __init__(self, decode: Decode, prompt_ids: Sequence[int] = (), *, concatenates: bool = False) -> None:
         self._decode = decode
-        self._window = list(prompt_ids[-_CONTEXT:])
+        self._concatenates = concatenates
+        self._window = [] if concatenates else list(prompt_ids[-_CONTEXT:])
         self._shown = 0  # ids of the window whose text was given out
         self._shown_text = ""
         self.flush()
@@ -45,6 +51,9 @@ class Detokenizer:
         return self._give(self._decode(self._window), 0)
 
     def _give(self, text: str, held: int) -> str:
+        if self._concatenates:
+            del self._window[: len(self._window) - held]
+            return text
         new = text[len(self._shown_text) :]
         del self._window[: self._shown]
         self._shown = len(self._window) - held
@@ -114,6 +123,8 @@ class Vocabulary(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def concatenates(self) -> bool: ...  # as `Detokenizer` has it
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
@@ -124,9 +135,13 @@ class AnswerText:
     def __init__(self, vocabulary: Vocabulary, rules: TextRules, prompt_ids: Sequence[int] = ()) -> None:
         self._rules = rules
         # ids without text never enter the window: a thousand of them would make it a thousand long
-        self._hidden = vocabulary.special_ids if rules.skip_special_tokens else frozenset[int]()
-        context = [id for id in prompt_ids[-4 * _CONTEXT :] if id not in self._hidden]
-        self._detokenizer = Detokenizer(lambda ids: vocabulary.decode(ids, rules.skip_special_tokens), context)
+        hidden = vocabulary.special_ids if rules.skip_special_tokens else frozenset[int]()
+        self._mute = hidden if rules.include_stop else hidden | rules.stop_ids  # ids that give no text
+        self._detokenizer = Detokenizer(
+            partial(vocabulary.decode, skip_special_tokens=rules.skip_special_tokens),
+            [id for id in prompt_ids[-4 * _CONTEXT :] if id not in hidden],
+            concatenates=vocabulary.concatenates,
+        )
         self._stops = StopStrings(rules.stops, rules.include_stop)
         self._one_by_one = bool(rules.stops)
         self.tokens = 0  # ids that belong to the answer, the one that ended it included
@@ -141,13 +156,13 @@ class AnswerText:
         """Text that may be shown now. Ids after a stop string are ignored: `tokens` does not count them."""
         if not self._one_by_one:
             self.tokens += len(ids)
-            return self._detokenise([id for id in ids if self._has_text(id)])
+            return self._detokenise(ids if self._mute.isdisjoint(ids) else [id for id in ids if id not in self._mute])
         shown = ""
         for id in ids:
             if self.stopped is not None:
                 break
             self.tokens += 1
-            text = self._detokenise([id]) if self._has_text(id) else ""
+            text = "" if id in self._mute else self._detokenise([id])
             shown += self._stops.push(text) if self.tokens > self._rules.min_tokens else text
         return shown
 
@@ -158,9 +173,6 @@ class AnswerText:
         rest = self._detokenizer.flush()
         self.length += len(rest)
         return self._stops.push(rest) + ("" if self.stopped is not None else self._stops.flush())
-
-    def _has_text(self, id: int) -> bool:
-        return id not in self._hidden and (self._rules.include_stop or id not in self._rules.stop_ids)
 
     def _detokenise(self, ids: Sequence[int]) -> str:
         text = self._detokenizer.push(ids) if ids else ""

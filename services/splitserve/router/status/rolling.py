@@ -19,12 +19,14 @@ class Rolling(Generic[K]):
 
     def __init__(self) -> None:
         self._slots: deque[tuple[int, Counter[K]]] = deque(maxlen=KEPT_S + 1)
+        self._second = -1
+        self._latest: Counter[K] = Counter()  # of that second
 
     def add(self, key: K, now: float, amount: int = 1) -> None:
-        second = floor(now)
-        if not self._slots or self._slots[-1][0] != second:
-            self._slots.append((second, Counter()))
-        self._slots[-1][1][key] += amount
+        if (second := int(now)) != self._second:
+            self._second, self._latest = second, Counter()
+            self._slots.append((second, self._latest))
+        self._latest[key] += amount
 
     def counts(self, now: float, seconds: int = KEPT_S) -> Counter[K]:
         """Of the last whole `seconds`, at most 60."""
