@@ -20,11 +20,12 @@ from splitserve.protocol.messages import Accepted, Cancel, DecodeJob, FinAck, Me
 from splitserve.protocol.params import SamplingParams
 from splitserve.protocol.states import FinishReason, RequestState
 from splitserve.protocol.subjects import Subjects
+from splitserve.protocol.trace import NO_TRACE, TraceContext, new_trace
 from splitserve.router.core import RouterCore
 from splitserve.router.dispatcher import Dispatcher
 from splitserve.router.generation import Done, Finished, GenerationEvent, Submission, Tokens
 from splitserve.router.lifecycle import Lifecycle
-from splitserve.router.records import Record
+from splitserve.router.records import Record, shown
 from support.router_bench import worker_beat
 from support.servers import Server, nats
 from support.waiting import until
@@ -134,8 +135,8 @@ async def router(url: str, **settings: object) -> AsyncGenerator[Stage]:
         await dispatcher.close()
 
 
-def submission(rid: str = "a", *, ids: int = 3, timeout_s: float = 30.0) -> Submission:
-    return Submission(rid, "m", tuple(range(ids)), SamplingParams(max_tokens=COUNT), (0,), timeout_s)
+def submission(rid: str = "a", *, ids: int = 3, timeout_s: float = 30.0, trace: TraceContext = NO_TRACE) -> Submission:
+    return Submission(rid, "m", tuple(range(ids)), SamplingParams(max_tokens=COUNT), (0,), timeout_s, trace=trace)
 
 
 async def run(stage: Stage, sub: Submission) -> tuple[list[int], list[FinishReason], Done]:
@@ -319,9 +320,24 @@ async def test_a_fault_of_the_core_ends_one_request_and_is_logged(
 
         monkeypatch.setattr(Lifecycle, "row", faulty)
         with caplog.at_level(logging.ERROR, "splitserve.router"):
-            bad, good = await asyncio.gather(run(stage, submission("bad")), run(stage, submission("good")))
+            trace = new_trace()
+            bad, good = await asyncio.gather(run(stage, submission("bad", trace=trace)), run(stage, submission("good")))
         assert type(bad[2].error).__name__ == "SplitserveError"
         assert good[0] == list(range(COUNT))
         logged = [record for record in caplog.records if record.message == "the core raised"]
         assert logged[0].exc_info
         assert getattr(logged[0], "rid", "") == "bad"
+        assert getattr(logged[0], "trace_id", "") == trace.trace_id
+
+
+async def test_a_record_tells_the_trace_that_its_request_belongs_to(shared_nats: Server) -> None:
+    async with router(shared_nats.url) as stage, LittleWorker.on(shared_nats.url, stage.subjects, "d0"):
+        await stage.knows("d0")
+        trace = new_trace()
+        await run(stage, submission(trace=trace))
+        await run(stage, submission("of nobody"))
+    fields = {record.rid: {**record.row().fields, "owner": record.owner} for record in stage.records}
+    assert shown("a", fields["a"])["trace_id"] == trace.trace_id
+    assert shown("of nobody", fields["of nobody"])["trace_id"] is None
+    del fields["a"]["trace_id"]  # as a router of before wrote it
+    assert shown("a", fields["a"])["trace_id"] is None

@@ -52,6 +52,18 @@ def test_tokens_are_counted_once_and_by_source() -> None:
     assert page("vllm:request_num_preemptions_sum") == 1
 
 
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_the_routers_own_page_tells_of_its_process_and_the_joined_one_does_not(accept: str) -> None:
+    metrics = Page(DONE).metrics
+    refreshed: list[str] = []
+    metrics.refresh = lambda: refreshed.append("now")
+    own, _ = metrics.answer(accept)
+    assert refreshed
+    assert b"\nprocess_resident_memory_bytes " in own
+    assert b"\nvllm:generation_tokens_total{" in own
+    assert b"process_" not in metrics.page()
+
+
 def test_answers_are_counted_by_how_they_ended() -> None:
     left = replace(DONE, outcome="cancelled", finish_reasons=("stop",))
     lost = replace(DONE, outcome="failed", code="engine_failed", finish_reasons=())

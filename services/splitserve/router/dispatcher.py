@@ -16,6 +16,7 @@ from splitserve.protocol.effects import BusDown, BusUp
 from splitserve.protocol.messages import Beat
 from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
+from splitserve.protocol.trace import NO_TRACE
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
 from splitserve.router.fleet import Life
@@ -100,7 +101,9 @@ class Dispatcher:
 
     def start(self, generation: RunningGeneration) -> None:
         self._running[generation.rid] = generation
-        self._shell.put(Submit(self._spans.begin(generation.submission, self._loop.time())))
+        submission = self._spans.begin(generation.submission, self._loop.time())
+        generation.trace = submission.trace
+        self._shell.put(Submit(submission))
 
     def stop(self, rid: str, choice: int) -> None:
         self._shell.put(Stop(rid, choice))
@@ -171,7 +174,9 @@ class Dispatcher:
         self._save_record(record)
 
     def _crashed(self, command: Crashed) -> None:
-        log.error("the core raised", exc_info=command.error, extra={"rid": command.rid})
+        running = self._running.get(command.rid)
+        trace = running.trace if running is not None else NO_TRACE
+        log.error("the core raised", exc_info=command.error, extra={"rid": command.rid, **trace.told()})
 
 
 class RunningGeneration:
@@ -181,6 +186,7 @@ class RunningGeneration:
         self.submission = submission
         self.rid = submission.rid
         self.counts = not is_probe(submission.rid)
+        self.trace = submission.trace
         self.hear = hear
         self.cached_tokens = 0
         self._dispatcher = dispatcher

@@ -23,8 +23,8 @@ _LONGEST_ID = 200
 
 
 class Door:
-    """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id` and `trace` in the request's state; to
-    `written` whoever writes past `send` adds the bytes."""
+    """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id`, `trace` and `head` (it came as HEAD) in the
+    request's state; to `written` whoever writes past `send` adds the bytes."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observer) -> None:
         self._app = app
@@ -47,7 +47,9 @@ class Door:
                 self._observer.refused(error)
             await error_response(error)(inner, receive, visit.send)
         except Exception:
-            log.exception("request failed unforeseen", extra={"path": scope["path"], "request_id": visit.shown_id})
+            trace: TraceContext = inner["state"]["trace"]
+            told = {"path": scope["path"], "request_id": visit.shown_id, **trace.told()}
+            log.exception("request failed unforeseen", extra=told)
             if visit.status:
                 raise  # half an answer is out: the server closes the connection
             await error_response(SplitserveError("an error of the server's own; its log has the traceback"))(
@@ -94,8 +96,9 @@ class _Visit:
             "client_request_id": self._client_id,
             "trace": trace_in(Headers(scope=self._scope)),
             "written": 0,
+            "head": self._scope["method"] == "HEAD",
         }
-        method = "GET" if self._scope["method"] == "HEAD" else self._scope["method"]
+        method = "GET" if state["head"] else self._scope["method"]
         return {**self._scope, "method": method, "state": state}
 
     def receiving(self, receive: Receive) -> Receive:

@@ -45,6 +45,11 @@ class RouterMetrics:
         self.refresh()
         return self.metrics.page()
 
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """The same as this process's own page, with what is known of the process (`Metrics.answer`)."""
+        self.refresh()
+        return self.metrics.answer(accept)
+
 
 class RequestMetrics:
     """One request (`observe.RequestObserver`)."""

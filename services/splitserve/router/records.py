@@ -34,6 +34,7 @@ class Record:
     timeout_s: float
     error: str = ""  # wire code
     client_request_id: str = ""
+    trace_id: str = ""  # 32 hex digits
     losses: int = 0
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -53,6 +54,7 @@ class Record:
             "created": f"{self.created:.3f}",
             "losses": str(self.losses),
             "client_request_id": self.client_request_id,
+            "trace_id": self.trace_id,
             "stages": orjson.dumps({name: round(seconds, 6) for name, seconds in self.stages.items()}).decode(),
         }
         final = self.state.terminal
@@ -78,5 +80,6 @@ def shown(rid: str, fields: Mapping[str, str]) -> dict[str, Shown]:
         "error": fields["error"] or None,
         "created": float(fields["created"]),
         "client_request_id": fields["client_request_id"] or None,
+        "trace_id": fields.get("trace_id") or None,  # a router of before may have written the record
         "stages_s": orjson.loads(fields["stages"]),
     }

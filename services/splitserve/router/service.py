@@ -18,7 +18,6 @@ from splitserve.protocol.subjects import Subjects, subject_token
 from splitserve.router.app import create_app, metrics_app
 from splitserve.router.core import RouterCore
 from splitserve.router.dispatcher import Dispatcher, ended
-from splitserve.router.exposition import content_type, cut, written
 from splitserve.router.fleet_page import FleetPage
 from splitserve.router.gauges import Gauges
 from splitserve.router.metrics import RouterMetrics
@@ -197,5 +196,4 @@ class _Router:
         return shown(rid, fields) if fields else None
 
     async def _own_page(self, accept: str) -> tuple[bytes, str]:
-        kind = content_type(accept)
-        return written(cut(self._metrics.page().decode()), kind), kind
+        return self._metrics.answer(accept)

@@ -10,8 +10,9 @@ from starlette.types import Receive, Scope, Send
 from splitserve.router.http_errors import ClientGone
 from splitserve.router.protocol import CONNECTION
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", EVENT_STREAM.encode()),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]

@@ -36,6 +36,10 @@ class TraceContext:
     def sampled(self) -> bool:
         return bool(self.traceparent) and bool(int(self.traceparent[53:], 16) & _SAMPLED)
 
+    def told(self) -> dict[str, str]:
+        """As it stands in a log line; empty for no trace."""
+        return {"trace_id": self.trace_id} if self.traceparent else {}
+
     def headers(self) -> dict[str, str]:
         """As they stand in a message; empty for no trace."""
         both = {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}

@@ -14,6 +14,7 @@ from splitserve.faultpoints import Faults
 from splitserve.protocol.effects import Answer, Answered, Ask, Drain, NoAnswer, Publish, Received, Tick, Unanswered
 from splitserve.protocol.messages import KvReady, Message, Refused, TokenFrame
 from splitserve.protocol.states import RefuseReason
+from splitserve.protocol.trace import NO_TRACE, TraceContext
 
 log = logging.getLogger("splitserve.runtime")
 
@@ -99,7 +100,7 @@ class Shell:
         try:
             commands = self._core.handle(event, now)
         except Exception:
-            log.exception("event failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
+            log.exception("event failed", extra=_told(event))
             return
         for command in commands:
             act = self._acts.get(type(command))
@@ -130,7 +131,7 @@ class Shell:
         try:
             watch(event, commands, now)
         except Exception:
-            log.exception("watch failed", extra={"event": type(event).__name__, "rid": _rid_of(event)})
+            log.exception("watch failed", extra=_told(event))
 
     def _arm(self) -> None:
         at = self._core.wake_at()
@@ -173,5 +174,9 @@ class Shell:
             self.put(Answered(ask.tag, answer))
 
 
-def _rid_of(event: object) -> str:
-    return str(getattr(getattr(event, "message", None), "rid", ""))
+def _told(event: object) -> dict[str, str]:
+    """What a log line says of an event: its kind, and the request and trace that it belongs to."""
+    message = getattr(event, "message", None)
+    trace = getattr(message, "trace", NO_TRACE)
+    told = trace.told() if isinstance(trace, TraceContext) else {}
+    return {"event": type(event).__name__, "rid": str(getattr(message, "rid", "")), **told}

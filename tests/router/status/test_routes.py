@@ -128,6 +128,16 @@ async def test_one_viewer_too_many_is_refused_and_a_place_is_free_when_one_leave
         assert await anext(pages)
 
 
+async def test_who_asks_for_the_head_of_the_stream_takes_no_place():
+    status = feed(viewers=1, every_s=60.0)
+    async with in_router(status) as api:
+        for _ in range(3):
+            answer = await api.head(EVENTS)
+            assert answer.headers["content-type"].startswith("text/event-stream")
+        async with api.stream("GET", EVENTS) as answer:
+            assert answer.status_code == 200
+
+
 async def test_a_viewer_that_leaves_frees_its_place():
     status = feed(viewers=1, every_s=0.01)
     async with in_router(status) as api:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from splitserve.router.http_errors import ClientGone
 from splitserve.router.openai.running import unless_gone
-from splitserve.router.sse import EventStream
+from splitserve.router.sse import EVENT_STREAM, EventStream
 from splitserve.router.status.feed import StatusFeed
 
 SNAPSHOT = "/status.json"
@@ -47,7 +47,9 @@ def status_routes(feed: StatusFeed) -> dict[str, Endpoint]:
         """The router, its load, the workers and recent requests, as the status page shows them; never content."""
         return Response(feed.page(), media_type="application/json", headers=_HEADERS)
 
-    async def status_events(_: Request) -> Response:
+    async def status_events(http: Request) -> Response:
+        if http.state.head:  # nobody reads the snapshots: no viewer
+            return Response(headers={"content-type": EVENT_STREAM, "cache-control": "no-cache"})
         return _Watched(feed)
 
     shell = {path: _file((_FILES / name).read_bytes(), kind) for path, (name, kind) in SHELL.items()}
