@@ -53,7 +53,7 @@ class RequestObserver(Protocol):
         """From arrival to the first tokens, made text."""
         ...
 
-    def gap(self, seconds: float) -> None:
+    def gap(self, seconds: float, /) -> None:
         """Between two token events of one answer, as they arrived (not as a slow client read them)."""
         ...
 

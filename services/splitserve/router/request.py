@@ -105,6 +105,7 @@ class Request:
             timeout_s=sub.timeout_s,
             error=row_of(error).code if error is not None else "",
             client_request_id=sub.client_request_id,
+            trace_id=sub.trace.trace_id,
             losses=self.losses,
             stages=self.stages.seconds(self._desk.now),
         )
