@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import secrets
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
             stack.callback(parts.status.close)
         for work in (readiness.prove(), router.fleet_page.run(), router.watch_lag()):
             stack.push_async_callback(ended, asyncio.create_task(work, name="router"))
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking through it stopped the loop, and all streams, for 30 ms a time
         log.info("listening", extra={"host": settings.http.host, "port": settings.http.port, "metrics": metrics_url})
         await signals.stop()
 

@@ -35,6 +35,10 @@ class Detokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         """The new text, up to the last whole character."""
+        if self._concatenates and not self._window:  # nothing is held: most tokens are whole words
+            text = self._decode(ids)
+            if not text.endswith(_BROKEN):
+                return text
         self._window.extend(ids)
         most = min(_INCOMPLETE, len(self._window) - self._shown)
         for held in range(most):

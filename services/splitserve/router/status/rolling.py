@@ -43,9 +43,10 @@ class Durations:
 
     def __init__(self) -> None:
         self._rolling: Rolling[int] = Rolling()
+        self._count = self._rolling.add
 
     def add(self, seconds: float, now: float) -> None:
-        self._rolling.add(round(log(max(seconds, LEAST_S)) / RATIO), now)
+        self._count(round(log(seconds if seconds > LEAST_S else LEAST_S) / RATIO), now)
 
     def median(self, now: float) -> float | None:
         """In seconds; None when there was none."""
