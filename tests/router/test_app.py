@@ -19,6 +19,7 @@ import pytest
 from splitserve.config import HttpSettings
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, Finished, GenerationEvent, Tokens
+from splitserve.router.observe import HttpAnswer, NullObserver
 from support.generation import MODEL, ScriptedGeneration, ScriptedGenerator, facts, says, served, silent
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
@@ -112,6 +113,30 @@ async def test_an_offer_to_upgrade_is_ignored_and_the_body_kept(offer: str):
         status, answer, body = await wire.answer()
         assert (status, answer["transfer-encoding"]) == (200, "chunked")
         assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_old_client_gets_a_stream_without_chunks_until_the_connection_ends():
+    async with served(ScriptedGenerator(says("ok"))) as port, await Wire.open(port) as wire:
+        wire.writer.write(post(STREAM).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        async with asyncio.timeout(20):
+            head, _, body = (await wire.reader.read()).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    lines = [line for line in body.split(b"\n\n") if line]
+    assert all(line.startswith(b"data: ") for line in lines)
+    assert lines[-1] == b"data: [DONE]"
+
+
+async def test_what_a_stream_sends_is_counted_to_the_byte():
+    told: list[HttpAnswer] = []
+
+    class Watch(NullObserver):
+        def answered(self, answer: HttpAnswer) -> None:
+            told.append(answer)
+
+    async with served(ScriptedGenerator(says("hello")), observer=Watch()) as port, await Wire.open(port) as wire:
+        wire.writer.write(post(STREAM))
+        _, _, body = await wire.answer()
+    assert [answer.sent for answer in told] == [len(body)]
 
 
 async def test_a_client_that_expects_100_continue_gets_it_before_it_sends():
