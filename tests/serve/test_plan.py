@@ -11,6 +11,7 @@ from splitserve.cli import parse
 from splitserve.config import ServeProcessSettings
 from splitserve.serve.cores import CoreShare
 from splitserve.serve.plan import Given, curl_line, is_open, join_line, router_spec, url_of, worker_specs
+from splitserve.worker.lending import Lending
 
 GIVEN = Given(
     folder=Path("/models/tiny"),
@@ -48,6 +49,20 @@ def test_each_worker_has_its_role_its_name_and_its_cores() -> None:
     ]
     assert [spec.cpus for spec in specs] == [(0,), (1,), ()]
     assert specs[2].env["SPLITSERVE_THREADS"] == specs[2].env["OMP_NUM_THREADS"] == "2"
+
+
+def test_pinned_workers_are_told_whose_cores_they_may_borrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = replace(GIVEN, page=Path("/run/lending"))
+    specs = worker_specs(settings(), lent, [CoreShare(1, (0,)), CoreShare(1, (1,))])
+    told = [read_back("decode", dict(spec.env), monkeypatch).worker.lending for spec in specs]
+    assert [Lending.parse(text) for text in told] == [Lending(Path("/run/lending"), n, ((0,), (1,))) for n in (0, 1)]
+
+
+def test_workers_that_are_not_all_pinned_borrow_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = replace(GIVEN, page=Path("/run/lending"))
+    for given, shares in ((GIVEN, [CoreShare(1, (0,)), CoreShare(1, (1,))]), (lent, [CoreShare(1)] * 2)):
+        specs = worker_specs(settings(), given, shares)
+        assert [read_back("decode", dict(spec.env), monkeypatch).worker.lending for spec in specs] == ["", ""]
 
 
 def test_on_a_shared_bus_names_are_unique() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from splitserve.config import Group, RouterSettings, ServeProcessSettings, WorkerProcessSettings
 from splitserve.serve.child import Spec, python
 from splitserve.serve.cores import CoreShare
+from splitserve.worker.lending import Lending
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANYWHERE = {"", "0.0.0.0", "::"}
@@ -31,6 +32,7 @@ class Given:
     port: int
     pool_bytes: int  # of each worker; 0: its own choice
     log_format: str
+    page: Path | None = None  # of lent cores; none: no lending
     suffix: str = ""  # makes names unique on a bus that is not ours alone
 
 
@@ -44,9 +46,12 @@ def worker_specs(settings: ServeProcessSettings, given: Given, shares: Sequence[
     if given.pool_bytes:
         base["SPLITSERVE_KV_CACHE_MEMORY_BYTES"] = str(given.pool_bytes)
     specs: list[Spec] = []
-    for (role, n), share in zip(roles, shares, strict=True):
+    for row, ((role, n), share) in enumerate(zip(roles, shares, strict=True)):
         name = f"{role}-{given.suffix}{n}"
         own = {"SPLITSERVE_THREADS": str(share.threads), "OMP_NUM_THREADS": str(share.threads)}
+        if given.page and all(each.cpus for each in shares):
+            own["SPLITSERVE_LENDING"] = Lending(given.page, row, tuple(each.cpus for each in shares)).text()
+            own["OMP_WAIT_POLICY"] = "passive"  # a thread that waits must not burn a core that was given back
         specs.append(Spec(name, python("-m", "splitserve", role, "--name", name), base | own, share.cpus))
     return specs
 

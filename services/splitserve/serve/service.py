@@ -29,6 +29,7 @@ from splitserve.serve.probe import READY_ANSWER, READY_REQUEST, answers
 from splitserve.serve.progress import Progress, progress_on
 from splitserve.serve.supervisor import Probe, Supervisor, run_once
 from splitserve.telemetry.tracing import check_tracing
+from splitserve.worker.lending import make_page
 
 log = logging.getLogger("splitserve.serve")
 
@@ -159,6 +160,11 @@ class Serve:
             log_format = "text" if sys.stderr.isatty() else "json"
         sockets = self._folder / "kv"
         sockets.mkdir(mode=0o700)
+        page = (
+            self._folder / "lending" if settings.serve.lend_cores and not on_gpu and sys.platform == "linux" else None
+        )
+        if page:
+            make_page(page, workers)
         host = subject_token(socket.gethostname())
         return plan.Given(
             folder=folder,
@@ -169,6 +175,7 @@ class Serve:
             port=self._port,
             pool_bytes=pool,
             log_format=log_format,
+            page=page,
             suffix=f"{host}-{os.getpid()}-" if settings.cluster.nats else "",
         )
 

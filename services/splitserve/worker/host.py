@@ -13,6 +13,7 @@ from typing import Protocol
 from splitserve.engine import door
 from splitserve.errors import EngineFailed
 from splitserve.faultpoints import Faults
+from splitserve.worker.lending import Lender
 
 log = logging.getLogger("splitserve.worker")
 
@@ -45,12 +46,14 @@ class Host:
         *,
         on_event: Callable[[door.Event], None] = lambda event: None,
         faults: Faults | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self.crashed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._engine = engine
         self._on_batch = on_batch
         self._on_event = on_event
         self._faults = faults or Faults()
+        self._lender = lender
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Condition()
         self._commands: deque[door.Command] = deque()
@@ -122,6 +125,8 @@ class Host:
     def _step(self) -> door.Batch | None:
         self._step_began = time.monotonic()
         try:
+            if self._lender:
+                self._lender.before_step()
             if slow := self._faults.value("engine.step_slow"):
                 time.sleep(slow)
             if self._faults.fires("engine.step_raise"):
@@ -129,6 +134,8 @@ class Host:
             return self._engine.step(self._report)
         finally:
             self._step_began = None
+            if self._lender:
+                self._lender.after_step()
 
     def _report(self, batch: door.Batch | None) -> None:
         if batch is None:

@@ -34,8 +34,10 @@ from splitserve.telemetry.metrics import Metrics
 from splitserve.telemetry.tracing import Tracer, open_tracer
 from splitserve.worker.drain import drain
 from splitserve.worker.effects import EngineBatch, ToEngine
+from splitserve.worker.engine_cores import EngineCores
 from splitserve.worker.estimates import Estimator
 from splitserve.worker.host import Host
+from splitserve.worker.lending import Lender, Lending
 from splitserve.worker.machine import Machine, build_machine
 from splitserve.worker.observe import Loaded, StepMetrics, WorkerMetrics
 
@@ -200,7 +202,9 @@ async def _serve(
                 log.error("job lost in the engine", extra={"key": str(event.key), "why": event.message})
         events.put(EngineBatch(batch))
 
-    host = Host(machine.engine, on_batch, on_event=parts.on_event, faults=faults)
+    lending = settings.worker.lending
+    lender = Lender(Lending.parse(lending), EngineCores().use) if lending else None
+    host = Host(machine.engine, on_batch, on_event=parts.on_event, faults=faults, lender=lender)
     shell = Shell(core, bus, {ToEngine: lambda c: host.submit(c.command), **parts.acts}, faults, parts.watch)
     events.deliver(shell.put)
 
