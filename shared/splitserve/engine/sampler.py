@@ -35,13 +35,13 @@ class Sampler:
             return (), ()
         raw = logits[:, : self._vocab_size].float()
         adjusted = self._adjust(raw, rows)
-        ids = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
-        greedy = [i for i, row in enumerate(rows) if row.params.greedy]
         drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
-        if greedy:
-            ids[greedy] = _rows(adjusted, greedy).argmax(-1)
-        if drawn:
-            ids[drawn] = _draw(_rows(adjusted, drawn), [rows[i] for i in drawn])
+        if len(drawn) == len(rows):
+            ids = _draw(adjusted, rows)
+        else:
+            ids = adjusted.argmax(-1)
+            if drawn:
+                ids[drawn] = _draw(adjusted[drawn], [rows[i] for i in drawn])
         return tuple(ids.tolist()), _logprobs(raw, ids, rows)
 
     def _adjust(self, raw: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:

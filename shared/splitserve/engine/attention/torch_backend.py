@@ -219,8 +219,10 @@ def _chunk(
     heads_first = query.transpose(0, 1).unsqueeze(0)
     k, v = k.transpose(0, 1), v.transpose(0, 1)
     if layer.softcap is None and layer.sinks is None:
+        if mask is not None and query.is_cuda:  # there the kernel that takes a mask knows no groups of heads
+            k, v = (part.repeat_interleave(layer.group, 1) for part in (k, v))
         out = functional.scaled_dot_product_attention(
-            heads_first, k, v, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=layer.group > 1
+            heads_first, k, v, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=k.shape[1] != layer.heads
         )
         return out[0].transpose(0, 1)
     n = query.shape[0]
