@@ -71,11 +71,6 @@ class Sampler:
             logits[_ids([i for i in banned if 0 <= i < logits.shape[0]], logits)] = float("-inf")
 
 
-def _rows(logits: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """Those rows, without a copy when they are all."""
-    return logits if len(indices) == logits.shape[0] else logits[indices]
-
-
 def _has_penalty(p: SamplingParams) -> bool:
     return p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
 
