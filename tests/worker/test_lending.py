@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitserve.errors import ConfigError
 from splitserve.worker.lending import CALM_NS, STEP_NS, Cores, Lender, Lending, cores_to_use, make_page
 
 ROWS = st.lists(st.integers(0, 20), min_size=1, max_size=6)
@@ -29,6 +30,12 @@ def test_no_core_goes_to_two_workers_and_none_lies_idle(rows: list[int], now: in
 def test_a_lending_survives_its_text() -> None:
     lending = Lending(Path("/run/a@b/page"), 1, ((0, 1), (2,)))
     assert Lending.parse(lending.text()) == lending
+
+
+@pytest.mark.parametrize("text", ["", "x/0/1@/page", "0/0,a@/page"])
+def test_a_lending_that_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="SPLITSERVE_LENDING"):
+        Lending.parse(text)
 
 
 class Pair:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitserve.errors import ConfigError
+
 ROW_BYTES = 8
 STEP_NS = 5_000_000_000  # a step that takes longer lends its core; a worker killed in one keeps it so long
 CALM_NS = 200_000_000  # without work for so long before the core is lent
@@ -35,10 +37,15 @@ class Lending:
 
     @classmethod
     def parse(cls, text: str) -> Lending:
-        """The inverse of `text`. Raises ValueError."""
+        """The inverse of `text`. Raises ConfigError."""
         told, _, page = text.partition("@")
         row, *cores = told.split("/")
-        return cls(Path(page), int(row), tuple(tuple(map(int, each.split(","))) for each in cores))
+        try:
+            return cls(Path(page), int(row), tuple(tuple(map(int, each.split(","))) for each in cores))
+        except ValueError as error:
+            raise ConfigError(
+                f"SPLITSERVE_LENDING is {text!r}, not ROW/CORES/…@PAGE: leave it to splitserve serve"
+            ) from error
 
 
 def cores_to_use(busy_until: Sequence[int], row: int, cores: Sequence[Cores], now: int) -> Cores:

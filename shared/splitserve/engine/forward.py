@@ -43,7 +43,7 @@ class PagedModel:
         """Feed the rows, write their KV, and give the logits `[len(keep), V]` of tokens `keep` of the flat batch."""
         context = forward_context(rows, num_decodes, self._storage.layout.block_tokens)
         ids = np.fromiter(chain.from_iterable(row.ids for row in rows), dtype=np.int64)
-        handler = _PagedAttention(self._layers, self._backend, self._storage, context)
+        handler = PagedAttention(self._layers, self._backend, self._storage, context)
         with attention_context(handler):
             output = self._model(
                 input_ids=self._to_device(ids)[None],
@@ -65,8 +65,9 @@ class PagedModel:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-class _PagedAttention:
-    """Where the attention of one step is answered, and where its fused layers look."""
+class PagedAttention:
+    """Where the attention of one step is answered, and where its fused layers look. `plan`: the backend's, None: made of
+    `context` when it is first needed."""
 
     def __init__(
         self,
@@ -74,15 +75,17 @@ class _PagedAttention:
         backend: AttentionBackend[Any],
         storage: KvStorage,
         context: ForwardContext,
+        plan: object = None,
     ) -> None:
         self._layers = layers
         self._backend = backend
         self._storage = storage
         self._context = context
+        self._given = plan
 
     @cached_property
     def _plan(self) -> Any:
-        return self._backend.plan(self._context)
+        return self._backend.plan(self._context) if self._given is None else self._given
 
     @cached_property
     def places(self) -> NativePlan:

@@ -33,9 +33,8 @@ class Tokenizer:
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
         self._decoders = frozenset(_kinds(backend))
-        self.concatenates = self._decoders == frozenset(
-            {"ByteLevel"}
-        )  # decoding two lists of ids in a row is decoding both at once
+        # decoding two lists of ids in a row is decoding both at once
+        self.concatenates = self._decoders == frozenset(("ByteLevel",))
         self._bytes: dict[int, bytes] = {}
 
     @classmethod

@@ -13,8 +13,8 @@ class KvAddress:
     answers.
     """
 
-    transport: str  # "shm" | "cuda_ipc" | "tcp"
-    address: str  # shm, cuda_ipc: path of the unix socket; tcp: "host:port"
+    transport: str  # "shm" | "cuda_ipc" | "tcp" | "nixl"
+    address: str  # shm, cuda_ipc: path of the unix socket; tcp, nixl: "host:port"
     host: str = ""
 
 

@@ -20,7 +20,7 @@ from splitserve.engine.attention.base import ForwardContext, LayerAttention
 from splitserve.engine.batch import StepRow
 from splitserve.engine.context import attention_context
 from splitserve.engine.cuda.static import CapturableBackend, StaticAttention, StepTensors
-from splitserve.engine.forward import forward_context
+from splitserve.engine.forward import PagedAttention, forward_context
 from splitserve.kv.storage import KvStorage
 
 _log = logging.getLogger("splitserve.engine")
@@ -102,7 +102,9 @@ class DecodeGraphs:
             attention = self._backend.static(tensors, self._layers.values())
             step = padded((), number, self._scratch, self._storage.layout.block_tokens)
             self._fill(tensors, attention, step)
-            self._captured[number] = _Captured(tensors, attention, self._record(self._step_of(tensors, attention)))
+            self._captured[number] = _Captured(
+                tensors, attention, self._record(self._step_of(tensors, attention, step.context))
+            )
         self._captured = dict(sorted(self._captured.items()))
         _log.info("decode steps captured", extra={"rows": list(self._captured), "blocks": self._width})
 
@@ -137,11 +139,13 @@ class DecodeGraphs:
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
         attention.refresh(context)
 
-    def _step_of(self, tensors: StepTensors, attention: StaticAttention[Any]) -> Callable[[], torch.Tensor]:
+    def _step_of(
+        self, tensors: StepTensors, attention: StaticAttention[Any], context: ForwardContext
+    ) -> Callable[[], torch.Tensor]:
         every = torch.arange(len(tensors.ids), device=tensors.ids.device)
 
         def step() -> torch.Tensor:
-            handler = _Attention(self._layers, self._backend, self._storage, attention.plan())
+            handler = PagedAttention(self._layers, self._backend, self._storage, context, attention.plan())
             with attention_context(handler):
                 return self._model(
                     input_ids=tensors.ids[None],
@@ -151,35 +155,6 @@ class DecodeGraphs:
                 ).logits[0]
 
         return step
-
-
-class _Attention:
-    """Answers the attention calls of a captured step."""
-
-    def __init__(
-        self,
-        layers: Mapping[torch.nn.Module, LayerAttention],
-        backend: CapturableBackend[Any],
-        storage: KvStorage,
-        plan: object,
-    ) -> None:
-        self._layers = layers
-        self._backend = backend
-        self._storage = storage
-        self._plan = plan
-
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        options: Mapping[str, Any],
-    ) -> torch.Tensor:
-        layer = self._layers[module]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self._backend.forward(layer, query, key, value, self._storage.view(layer.kv_layer), self._plan)[None]
 
 
 class CudaGraph:

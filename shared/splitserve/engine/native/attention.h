@@ -394,6 +394,29 @@ inline void run_chunks(const Step& s, int64_t decodes, bool amx, std::vector<bf1
   }
 }
 
+// Where a step's tokens stand; tensors of int64 as in `engine/attention/base.ForwardContext`.
+struct Places {
+  const int64_t *query_start, *kv_len, *table, *slots;
+  int64_t rows, table_width, decodes;
+};
+
+// A step's places and pools; the rest is its layer's.
+inline Step step_over(const Places& places, const Pool& k, const Pool& v, int64_t block_tokens, int64_t heads, int64_t kv_heads) {
+  Step s;
+  s.query_start = places.query_start;
+  s.kv_len = places.kv_len;
+  s.table = places.table;
+  s.rows = places.rows;
+  s.table_width = places.table_width;
+  s.block_tokens = block_tokens;
+  s.heads = heads;
+  s.kv_heads = kv_heads;
+  s.group = heads / kv_heads;
+  s.k = k;
+  s.v = v;
+  return s;
+}
+
 // A pool [N, H, B, D] as it is stored.
 inline Pool pool_of(const at::Tensor& pool) {
   TORCH_CHECK(pool.dim() == 4 && pool.scalar_type() == at::kBFloat16 && pool.stride(3) == 1, "pool: wants bfloat16 [N, H, B, D]");

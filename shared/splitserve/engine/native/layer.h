@@ -80,12 +80,6 @@ inline void turn(bf16* head, int64_t dim, const float* weight, float eps, const 
   }
 }
 
-// Where a step's tokens stand; tensors of int64 as in `engine/attention/base.ForwardContext`.
-struct Places {
-  const int64_t *query_start, *kv_len, *table, *slots;
-  int64_t rows, table_width, decodes;
-};
-
 struct Layer {
   Shape shape;
   Weight qkv, out, gate_up, down;  // gate_up: a panel of gate, a panel of up, in turn
@@ -167,24 +161,13 @@ struct Layer {
 
   Step step(const bf16* projected, const Places& places, const Pool& k, const Pool& v, int64_t block_tokens,
             const Tiles& to) const {
-    Step s;
-    s.query_start = places.query_start;
-    s.kv_len = places.kv_len;
-    s.table = places.table;
-    s.rows = places.rows;
-    s.table_width = places.table_width;
-    s.block_tokens = block_tokens;
-    s.heads = shape.heads;
-    s.kv_heads = shape.kv_heads;
-    s.group = shape.heads / shape.kv_heads;
+    Step s = step_over(places, k, v, block_tokens, shape.heads, shape.kv_heads);
     s.scale = shape.scale;
     s.window = shape.window;
     s.query = projected;
     s.query_token = qkv.columns;
     s.query_head = shape.dim;
     s.out = Out{to.data, to.width, true};
-    s.k = k;
-    s.v = v;
     return s;
   }
 };

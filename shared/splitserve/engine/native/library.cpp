@@ -50,23 +50,12 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& key, const
   TORCH_CHECK(block_tokens % kLanes == 0 && dk % 32 == 0 && dv % 32 == 0 && dv <= 256, "shapes this kernel has not: ",
               block_tokens, " tokens, ", dk, " and ", dv, " dims");
   const Places places = places_of(query_start, kv_len, table, slots, decodes);
-  Step s;
-  s.k = pool_of(k_pool);
-  s.v = pool_of(v_pool);
+  Step s = step_over(places, pool_of(k_pool), pool_of(v_pool), block_tokens, query.size(1), k_pool.size(1));
   if (writes) {
     write(key, s.k, places.slots, block_tokens);
     write(value, s.v, places.slots, block_tokens);
   }
   at::Tensor out = at::empty({query.size(0), query.size(1), dv}, query.options());
-  s.query_start = places.query_start;
-  s.kv_len = places.kv_len;
-  s.table = places.table;
-  s.rows = places.rows;
-  s.table_width = places.table_width;
-  s.block_tokens = block_tokens;
-  s.heads = query.size(1);
-  s.kv_heads = k_pool.size(1);
-  s.group = s.heads / s.kv_heads;
   s.scale = static_cast<float>(scale);
   s.window = window;
   s.query = query.data_ptr<bf16>();
