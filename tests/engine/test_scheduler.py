@@ -36,6 +36,19 @@ def test_decodes_come_first_and_chunks_fill_what_the_budget_leaves():
     assert shapes == [(0, [4]), (1, [1, 5, 1]), (2, [1, 1, 6]), (2, [1, 1, 2])]
 
 
+def test_chunks_are_larger_while_nothing_decodes_beside_them():
+    bench = Bench(chunk_tokens=2, lone_chunk_tokens=5)
+    bench.add("a", prompt(1, 7), max_tokens=50)
+    bench.step()
+    bench.step()
+    bench.add("b", prompt(2, 3), max_tokens=50)
+    bench.step()
+    bench.step()
+
+    shapes = [(batch.num_decodes, [len(row.ids) for row in batch.rows]) for batch in bench.runner.batches]
+    assert shapes == [(0, [5]), (0, [2]), (1, [1, 2]), (1, [1, 1])]
+
+
 def test_a_batch_has_no_more_sequences_than_seats():
     bench = Bench(max_num_seqs=3, chunk_tokens=64)
     for number in range(6):

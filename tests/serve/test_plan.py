@@ -55,7 +55,8 @@ def test_pinned_workers_are_told_whose_cores_they_may_borrow(monkeypatch: pytest
     lent = replace(GIVEN, page=Path("/run/lending"))
     specs = worker_specs(settings(), lent, [CoreShare(1, (0,)), CoreShare(1, (1,))])
     told = [read_back("decode", dict(spec.env), monkeypatch).worker.lending for spec in specs]
-    assert [Lending.parse(text) for text in told] == [Lending(Path("/run/lending"), n, ((0,), (1,))) for n in (0, 1)]
+    assert [Lending.parse(text) for text in told] == [Lending(Path("/run/lending"), n, 1, ((0,), (1,))) for n in (0, 1)]
+    assert {spec.cpus for spec in specs} == {()}, "OpenMP must see all processors when it starts"
 
 
 def test_workers_that_are_not_all_pinned_borrow_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

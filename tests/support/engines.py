@@ -32,7 +32,11 @@ class CheckedRunner:
         self.batches.append(batch)
         assert len(batch.rows) <= self._config.max_num_seqs
         assert all(len(row.ids) == len(row.samples) == 1 for row in batch.rows[: batch.num_decodes])
-        assert sum(len(row.ids) for row in batch.rows[batch.num_decodes :]) <= self._config.chunk_tokens
+        assert sum(len(row.ids) for row in batch.rows[batch.num_decodes :]) <= (
+            self._config.chunk_tokens
+            if batch.num_decodes
+            else max(self._config.chunk_tokens, self._config.lone_chunk_tokens)
+        )
         for row in batch.rows:
             assert row.ids
             last = row.start + len(row.ids) - 1
@@ -58,9 +62,17 @@ class Bench:
         eos_ids: Sequence[int] = (),
         prefix_caching: bool = True,
         fingerprint: str = "toy",
+        lone_chunk_tokens: int = 0,
     ) -> None:
         self.config = EngineConfig(
-            block_tokens, max_num_seqs, chunk_tokens, max_model_len, frozenset(eos_ids), fingerprint, prefix_caching
+            block_tokens,
+            max_num_seqs,
+            chunk_tokens,
+            max_model_len,
+            frozenset(eos_ids),
+            fingerprint,
+            prefix_caching,
+            lone_chunk_tokens,
         )
         self.pool = BlockPool(blocks)
         self.runner = CheckedRunner(self.pool, self.config)

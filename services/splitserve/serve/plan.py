@@ -14,6 +14,7 @@ from splitserve.worker.lending import Lending
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANYWHERE = {"", "0.0.0.0", "::"}
+_SPINS = "20000"  # of an OpenMP thread at a barrier: spans those within a step, gone before a given-back core is missed
 _JOINING = (
     *("dtype", "max_model_len", "block_size", "device", "cluster", "kv_transport", "kv_checksum"),
     "otlp_traces_endpoint",
@@ -48,11 +49,13 @@ def worker_specs(settings: ServeProcessSettings, given: Given, shares: Sequence[
     specs: list[Spec] = []
     for row, ((role, n), share) in enumerate(zip(roles, shares, strict=True)):
         name = f"{role}-{given.suffix}{n}"
-        own = {"SPLITSERVE_THREADS": str(share.threads), "OMP_NUM_THREADS": str(share.threads)}
+        own, cpus = {"SPLITSERVE_THREADS": str(share.threads), "OMP_NUM_THREADS": str(share.threads)}, share.cpus
         if given.page and all(each.cpus for each in shares):
-            own["SPLITSERVE_LENDING"] = Lending(given.page, row, tuple(each.cpus for each in shares)).text()
-            own["OMP_WAIT_POLICY"] = "passive"  # a thread that waits must not burn a core that was given back
-        specs.append(Spec(name, python("-m", "splitserve", role, "--name", name), base | own, share.cpus))
+            cores = tuple(each.cpus for each in shares)
+            own["SPLITSERVE_LENDING"] = Lending(given.page, row, settings.serve.prefill, cores).text()
+            own["GOMP_SPINCOUNT"] = _SPINS
+            cpus = ()  # it pins itself (`worker/engine_cores`)
+        specs.append(Spec(name, python("-m", "splitserve", role, "--name", name), base | own, cpus))
     return specs
 
 

@@ -1,4 +1,7 @@
-"""Cores of idle workers used by busy ones of the same machine, changed between steps only.
+"""Cores of idle workers used by decode workers of the same machine, changed between steps only.
+
+Decode steps are short, so a core that its owner wants back is shared for one of them at most; a prefill worker's steps are
+not, so it lends and never borrows: a lone long prompt is read by all cores because it goes to the idle decode worker.
 
 The workers that one `splitserve serve` starts share a page, a file in its private folder. It has one row a worker, eight
 bytes, native int64: the time (CLOCK_MONOTONIC, nanoseconds) until which that worker counts as busy. Only its owner writes a
@@ -25,37 +28,46 @@ Use = Callable[[Cores], None]
 
 @dataclass(frozen=True, slots=True)
 class Lending:
-    """Whose page, which row is ours, and the cores of each row."""
+    """Whose page, which row is ours, the cores of each row, and how many rows, the first, only lend."""
 
     page: Path
     row: int
+    lenders: int
     cores: tuple[Cores, ...]
 
+    @property
+    def own(self) -> Cores:
+        return self.cores[self.row]
+
     def text(self) -> str:
-        """As `SPLITSERVE_LENDING` carries it: `ROW/0,1/2,3@PAGE`."""
-        return "/".join([str(self.row), *(",".join(map(str, each)) for each in self.cores)]) + f"@{self.page}"
+        """As `SPLITSERVE_LENDING` carries it: `ROW/LENDERS/0,1/2,3@PAGE`."""
+        cores = (",".join(map(str, each)) for each in self.cores)
+        return "/".join([str(self.row), str(self.lenders), *cores]) + f"@{self.page}"
 
     @classmethod
     def parse(cls, text: str) -> Lending:
         """The inverse of `text`. Raises ConfigError."""
         told, _, page = text.partition("@")
-        row, *cores = told.split("/")
+        row, _, more = told.partition("/")
+        lenders, *cores = more.split("/")
         try:
-            return cls(Path(page), int(row), tuple(tuple(map(int, each.split(","))) for each in cores))
+            return cls(Path(page), int(row), int(lenders), tuple(tuple(map(int, each.split(","))) for each in cores))
         except ValueError as error:
             raise ConfigError(
                 f"SPLITSERVE_LENDING is {text!r}, not ROW/CORES/…@PAGE: leave it to splitserve serve"
             ) from error
 
 
-def cores_to_use(busy_until: Sequence[int], row: int, cores: Sequence[Cores], now: int) -> Cores:
-    """The cores for the next step of `row`: its own, and its part of those of idle workers.
+def cores_to_use(busy_until: Sequence[int], lending: Lending, now: int) -> Cores:
+    """The cores for the next step of our row: its own, and its part of those of idle workers.
 
-    Idle workers are dealt out to the busy ones in turn, so that from one page no core goes to two workers.
+    Idle workers are dealt out to the busy borrowers in turn, so that from one page no core goes to two workers.
     """
+    row, cores = lending.row, lending.cores
     busy = [n for n, until in enumerate(busy_until) if until > now or n == row]
     idle = [n for n in range(len(cores)) if n not in busy]
-    ours = [n for turn, n in enumerate(idle) if busy[turn % len(busy)] == row]
+    borrowers = [n for n in busy if n >= lending.lenders]
+    ours = [n for turn, n in enumerate(idle) if borrowers and borrowers[turn % len(borrowers)] == row]
     return (*cores[row], *(core for n in ours for core in cores[n]))
 
 
@@ -74,12 +86,12 @@ class Lender:
         self._lending = lending
         self._use = use
         self._clock = clock
-        self._used = lending.cores[lending.row]
+        self._used: Cores = ()  # so that the first step tells
 
     def before_step(self) -> None:
         now, lending = self._clock(), self._lending
         self._page[lending.row] = now + STEP_NS
-        cores = cores_to_use(self._page, lending.row, lending.cores, now)
+        cores = cores_to_use(self._page, lending, now)
         if cores != self._used:
             self._use(cores)
             self._used = cores

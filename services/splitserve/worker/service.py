@@ -202,8 +202,8 @@ async def _serve(
                 log.error("job lost in the engine", extra={"key": str(event.key), "why": event.message})
         events.put(EngineBatch(batch))
 
-    lending = settings.worker.lending
-    lender = Lender(Lending.parse(lending), EngineCores().use) if lending else None
+    lending = Lending.parse(settings.worker.lending) if settings.worker.lending else None
+    lender = Lender(lending, EngineCores(lending.own).use) if lending else None
     host = Host(machine.engine, on_batch, on_event=parts.on_event, faults=faults, lender=lender)
     shell = Shell(core, bus, {ToEngine: lambda c: host.submit(c.command), **parts.acts}, faults, parts.watch)
     events.deliver(shell.put)

@@ -27,12 +27,19 @@ PRIVATE_BLOCKS = 1  # behind a GPU's pool: where the padding of captured steps w
 
 # Prefill budget of a step in tokens, where nothing else is said
 _CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 64, ("decode", "cuda"): 256}
+_LONE_CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}  # of a decode worker while it decodes nothing
 
 
 def chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
     """Prompt tokens that a worker of `role` computes in a step on `device` ("cpu", "cuda")."""
     given = settings.max_num_batched_tokens if role == "prefill" else settings.decode_chunk_tokens
     return given or _CHUNK_TOKENS[role, device]
+
+
+def lone_chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
+    """The same in a step without decodes; what the user gave holds for both. A sequence handed over waits for such a step."""
+    given = role == "prefill" or settings.decode_chunk_tokens
+    return chunk_tokens(settings, role, device) if given else _LONE_CHUNK_TOKENS[device]
 
 
 def build_runner(loaded: LoadedModel, blocks: int, buffer: Buffer | None = None, max_num_seqs: int = 1) -> TorchRunner:
@@ -77,6 +84,7 @@ def build_engine(
         eos_ids=frozenset(loaded.eos_ids),
         fingerprint=loaded.fingerprint,
         prefix_caching=settings.enable_prefix_caching,
+        lone_chunk_tokens=lone_chunk_tokens(settings, role, loaded.device.type),
     )
     pool = BlockPool(blocks, generations)
     runner = build_runner(loaded, blocks, buffer, settings.max_num_seqs)

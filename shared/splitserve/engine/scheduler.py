@@ -115,8 +115,10 @@ class Scheduler:
         plan = Plan()
         self._seat_loaded(now)
         self._make_room(plan)
-        budget = self._config.chunk_tokens
         replays = self._add_decodes(plan)
+        budget = self._config.chunk_tokens
+        if not self.running:  # no inter-token latency to keep
+            budget = max(budget, self._config.lone_chunk_tokens)
         budget = self._add_replays(plan, replays, budget)
         budget = self._add_prompts(plan, self.computing, budget)
         while budget > 0 and (job := self._start_next(plan, now)):

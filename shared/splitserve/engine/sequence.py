@@ -22,6 +22,7 @@ class EngineConfig:
     eos_ids: frozenset[int]  # all of the generation config's
     fingerprint: str = ""  # seed of the prefix hashes
     prefix_caching: bool = True
+    lone_chunk_tokens: int = 0  # prompt tokens in a step without decodes, where that is more
 
 
 class Phase(Enum):
