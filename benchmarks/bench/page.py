@@ -51,12 +51,14 @@ def write() -> None:
 
 
 def text(kept: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of `kept`: part -> what `results.save` wrote."""
+    """The page of `kept`: part -> what `results.write` kept."""
     lines = [_HEAD]
     for name, result in kept.items():
-        lines += [f"## {PARTS[name].title}", "", PARTS[name].about, "", _made(result), ""]
-        figures = result["figures"]
-        lines += serving(figures) if "workloads" in figures else ["```", figures["printed"].rstrip(), "```", ""]
+        lines += [f"## {PARTS[name].title}", "", PARTS[name].about, ""]
+        if "workloads" in result:
+            lines += serving(result["workloads"])
+        else:
+            lines += [_made(result), "", "```", result["printed"].rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -69,27 +71,28 @@ def _made(result: Mapping[str, Any]) -> str:
     )
 
 
-def serving(figures: Mapping[str, Any]) -> list[str]:
-    """Tables of one workload each, then what is said of the bars."""
-    lines = [f"Idle servers took {figures['idle_cpu_percent']:.0f} % of the machine. Rounds: {figures['rounds']}.", ""]
-    for workload, table in figures["workloads"].items():
-        systems = list(next(iter(table.values())))
+def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Each workload's table, what is said of the bars, and how it was made."""
+    lines: list[str] = []
+    for workload, kept in workloads.items():
+        table, idle, rounds = kept["figures"], kept["idle_percent"], kept["rounds"]
+        systems = [system for system in _NAMES if system in idle]
+        names = " | ".join(_NAMES[system] for system in systems)
         lines += [
             f"### {workload}",
             "",
-            "| | " + " | ".join(_NAMES[s] for s in systems) + " | ratio to each, and its bar |",
+            f"| | {names} | ratio to each, and its bar |",
+            "|" + "---|" * (len(systems) + 2),
         ]
-        lines.append("|" + "---|" * (len(systems) + 2))
         for figure, values in table.items():
-            cells = [str(Spread.of(values[system])) for system in systems]
-            lines.append(f"| {figure} | " + " | ".join(cells) + f" | {_compared(workload, figure, values)} |")
-        lines.append("")
-        if "repeated TTFT, ms" in table:
+            cells = " | ".join(str(Spread.of(values[system])) for system in systems)
+            lines.append(f"| {figure} | {cells} | {_compared(workload, figure, values)} |")
+        if "repeated TTFT, ms" in table and "splitserve" in systems:
             share = ratios(table["repeated TTFT, ms"]["splitserve"], table["cold TTFT, ms"]["splitserve"])
-            lines += [
-                f"Repeated to cold, ours: {share}; the bar is {_PREFIX_BAR}: {_verdict(share.median <= _PREFIX_BAR)}.",
-                "",
-            ]
+            said = f"{share}; the bar is {_PREFIX_BAR}: {_verdict(share.median <= _PREFIX_BAR)}."
+            lines += ["", f"Repeated to cold, ours: {said}"]
+        burned = ", ".join(f"{_NAMES[system]} {Spread.of(idle[system]).median:.0f} %" for system in systems)
+        lines += ["", f"{rounds} round{'s' * (rounds > 1)}. Idle, of one core: {burned}. {_made(kept)}", ""]
     return lines
 
 

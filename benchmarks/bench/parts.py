@@ -21,11 +21,13 @@ PARTS: Mapping[str, Part] = {
     "serving": Part(
         "Serving, beside vLLM on the same cores",
         "SmolLM2-135M-Instruct in bfloat16 on all of this machine's cores: `splitserve serve` with its defaults, vLLM 0.32 (CPU) in one process "
-        "on all cores, and vLLM's own prefill/decode pair over NIXL, a core each. All are up at once and asked in turn by vLLM's "
-        "own `vllm bench serve`, which shares the cores with them; every round has a fresh seed, the same for all. vLLM runs with "
-        "`--enforce-eager`: compiled, its bfloat16 gave wrong text on AVX512_BF16. 256/64 is prompt/answer in tokens, c requests "
-        "at a time. Goodput is the highest rate of Poisson arrivals, of a ladder of steps of about 1.4, at which 90 % of the "
-        "requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms.",
+        "on all cores, and vLLM's own prefill/decode pair over NIXL, a core each. One system is up at a time: in a round each is started, "
+        "warmed up, asked all workloads, and ended until none of its processes is left, in an order that rotates; what it burns idle is "
+        "measured for three seconds after its warm-up. All are asked by vLLM's own `vllm bench serve`, which shares the cores with them, with "
+        "seeds that are fresh in every round and the same for all. vLLM runs with `--enforce-eager`: compiled, its bfloat16 gave wrong text on "
+        "AVX512_BF16. 256/64 is prompt/answer in tokens, c requests at a time. Goodput is the highest rate of Poisson arrivals, of a ladder of "
+        "steps of about 1.4, at which 90 % of the requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms; a rate is tried with 20 to "
+        "30 requests, more where those came within ten seconds.",
         script=False,
         model="--model",
     ),

@@ -1,6 +1,6 @@
-"""vLLM's CPU build as the peer: installed into an environment of its own, started alone or as its prefill/decode pair.
+"""The systems that are compared: ours, and vLLM's CPU build alone or as its prefill/decode pair.
 
-Nothing of it is part of this project: it is run, and talked to over HTTP.
+vLLM is installed into an environment of its own. Nothing of it is part of this project: it is run, and talked to over HTTP.
 """
 
 from __future__ import annotations
@@ -9,27 +9,32 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
+from bench.processes import server
 from bench.results import ROOT
 
 NAME = "smollm2"  # all servers serve the model under it
 VENV = Path(os.environ.get("PEER_VENV", str(Path.home() / ".cache" / "splitserve" / "peer-vllm")))
 _VERSION = "0.32.0"
 _NIXL = "1.5.1"
-_READY_S = 240.0
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A system that answers at `url`. `roots`: the processes it was started as."""
+
+    url: str
+    roots: tuple[int, ...]
 
 
 def set_up() -> None:
@@ -57,52 +62,20 @@ def _rename_distribution() -> None:
 
 
 @contextmanager
-def server(
-    name: str, command: Sequence[str], url: str, environment: dict[str, str] | None = None, ready: str = "/health"
-) -> Generator[None]:
-    """Run a server until the block ends. RuntimeError, with the end of its log, when it is not `ready` in time."""
-    with tempfile.NamedTemporaryFile("w+", prefix=f"{name}-", suffix=".log") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | (environment or {}), start_new_session=True
-        )
-        try:
-            _wait(name, process, url + ready, Path(log.name))
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(90)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    give_up = time.monotonic() + _READY_S
-    while time.monotonic() < give_up and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    end = "\n".join(log.read_text().splitlines()[-5:])
-    raise RuntimeError(f"{name} did not answer at {url} in {_READY_S:.0f} s: {end}")
-
-
-@contextmanager
-def vllm(model: Path, port: int, cores: str) -> Generator[str]:
-    """vLLM in one process on `cores` ("0-1"); its URL. Eager: its compiled bfloat16 gives wrong text on AVX512_BF16."""
+def vllm(model: Path, port: int, cores: str) -> Generator[Served]:
+    """vLLM in one process on `cores` ("0-1"). Eager: its compiled bfloat16 gives wrong text on AVX512_BF16."""
     url = f"http://127.0.0.1:{port}"
-    with server("vllm", _serve(model, port), url, _QUIET | {"VLLM_CPU_OMP_THREADS_BIND": cores}):
-        yield url
+    environment = _QUIET | {"VLLM_CPU_OMP_THREADS_BIND": cores}
+    with server("vllm", _serve(model, port), f"{url}/health", environment) as pid:
+        yield Served(url, (pid,))
 
 
 @contextmanager
-def vllm_pair(model: Path, port: int, cores: Sequence[str]) -> Generator[str]:
-    """vLLM's prefill/decode pair over its NixlConnector, on two sets of cores, behind `pair_proxy`; the proxy's URL."""
+def vllm_pair(model: Path, port: int, cores: Sequence[str]) -> Generator[Served]:
+    """vLLM's prefill/decode pair over its NixlConnector, on two sets of cores, behind `pair_proxy`."""
     urls = [f"http://127.0.0.1:{port + number}" for number in range(3)]
     with ExitStack() as stack:
+        pids: list[int] = []
         for number, role in enumerate(("kv_producer", "kv_consumer")):
             transfer = f'{{"kv_connector": "NixlConnector", "kv_buffer_device": "cpu", "kv_role": "{role}"}}'
             environment = _QUIET | {
@@ -111,30 +84,21 @@ def vllm_pair(model: Path, port: int, cores: Sequence[str]) -> Generator[str]:
                 "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port + 11 + number),
             }
             command = [*_serve(model, port + 1 + number), "--kv-transfer-config", transfer]
-            stack.enter_context(server(f"vllm-{role}", command, urls[1 + number], environment))
+            ready = f"{urls[1 + number]}/health"
+            pids.append(stack.enter_context(server(f"vllm-{role}", command, ready, environment)))
         proxy = [sys.executable, str(Path(__file__).parent / "pair_proxy.py"), str(port), urls[1], urls[2]]
-        stack.enter_context(server("proxy", proxy, urls[0]))
-        yield urls[0]
+        pids.append(stack.enter_context(server("proxy", proxy, f"{urls[0]}/health")))
+        yield Served(urls[0], tuple(pids))
 
 
 @contextmanager
-def splitserve(model: Path, port: int, flags: Sequence[str] = ()) -> Generator[str]:
-    """Ours, as `splitserve serve` starts it; its URL, ready to answer and with its kernels compiled."""
+def splitserve(model: Path, port: int, flags: Sequence[str] = ()) -> Generator[Served]:
+    """Ours, as `splitserve serve` starts it, ready to answer."""
     url = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "splitserve",
-        "serve",
-        str(model),
-        "--port",
-        str(port),
-        "--served-model-name",
-        NAME,
-    ]
+    command = [sys.executable, "-m", "splitserve", "serve", str(model), "--port", str(port)]
     paths = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("services", "shared"))}
-    with server("splitserve", [*command, *flags], url, paths, ready="/ready"):
-        yield url
+    with server("splitserve", [*command, "--served-model-name", NAME, *flags], f"{url}/ready", paths) as pid:
+        yield Served(url, (pid,))
 
 
 def _serve(model: Path, port: int) -> list[str]:

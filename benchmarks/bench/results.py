@@ -7,8 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,18 +43,17 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     return Spread.of([one / other for one, other in zip(ours, theirs, strict=True) if other])
 
 
-def save(part: str, figures: dict[str, Any]) -> Path:
-    """Keep one part's figures, and where and how they were made."""
+def write(part: str, kept: Mapping[str, Any]) -> None:
+    """Keep it in place of what was kept; a process killed meanwhile leaves the one or the other."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{part}.json"
-    command = " ".join(["make bench", f"PART={part}", *([f"ARGS='{' '.join(sys.argv[2:])}'"] if sys.argv[2:] else [])])
-    about = {"command": command, "machine": asdict(machine()), "when": datetime.now(UTC).date().isoformat()}
-    path.write_text(json.dumps({**about, "commit": commit(), "figures": figures}, indent=1))
-    return path
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps(kept, indent=1))
+    unfinished.replace(path)
 
 
 def load(part: str) -> dict[str, Any] | None:
-    """What `save` kept, or None where that part was not run."""
+    """What `write` kept, or None where that part was not run."""
     path = FOLDER / f"{part}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -87,11 +85,44 @@ def machine() -> Machine:
 
 
 def commit() -> str:
-    """The tree's, with a plus where files were changed since."""
-    ran = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return ran.stdout.strip() or "unknown"
+    """The tree's, with a plus where code was changed since."""
+    name = _git("describe", "--always")
+    return (name + ("+" if _git("status", "--porcelain", "services", "shared", "benchmarks") else "")) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.strip()
+
+
+def command(part: str, arguments: Sequence[str]) -> str:
+    """What measures a part again; where a folder lies on this machine is nobody's business."""
+    shown = [f'"{argument}"' if " " in argument else argument for argument in map(_general, arguments)]
+    return " ".join(["make bench", f"PART={part}", *([f"ARGS='{' '.join(shown)}'"] if shown else [])])
+
+
+def _general(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    return f"{flag}{equals}FOLDER" if value.startswith("/") else argument
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Where and how figures are made, taken when it begins: the tree may change meanwhile."""
+
+    command: str
+    when: str
+    commit: str
+
+    @classmethod
+    def now(cls, command: str) -> About:
+        return cls(command, datetime.now(UTC).date().isoformat(), commit())
+
+    def fields(self) -> dict[str, Any]:
+        """As they are kept, now that it is over."""
+        until = commit()
+        tree = self.commit if until == self.commit else f"{self.commit} to {until}"
+        return {"command": self.command, "machine": asdict(machine()), "when": self.when, "commit": tree}
 
 
 def _short(value: float) -> str:

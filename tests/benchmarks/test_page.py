@@ -8,22 +8,17 @@ import pytest
 
 from bench.page import text
 from bench.results import Spread, ratios
-from bench.serving import best_rung
 
 
-def kept(figures: dict[str, Any]) -> dict[str, Any]:
+def about() -> dict[str, Any]:
     machine = {"cpu": "a CPU", "cores": 2, "instructions": ["avx2"], "memory_gib": 8, "python": "3.11.7"}
-    return {
-        "command": "make bench PART=x",
-        "machine": machine,
-        "when": "2026-01-01",
-        "commit": "abc",
-        "figures": figures,
-    }
+    return {"command": "make bench PART=x", "machine": machine, "when": "2026-01-01", "commit": "abc"}
 
 
 def served(**values: list[float]) -> dict[str, Any]:
-    return kept({"idle_cpu_percent": 2.0, "rounds": 3, "workloads": {"256/64 c=16": {"requests a second": values}}})
+    idle = {system: [20.0, 70.0, 71.0] for system in values}
+    entry = {**about(), "rounds": 3, "idle_percent": idle, "figures": {"requests a second": values}}
+    return {"workloads": {"256/64 c=16": entry}}
 
 
 def test_a_spread_is_median_least_and_greatest() -> None:
@@ -41,7 +36,17 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_the_page_says_beside_a_ratio_whether_it_meets_its_bar(ours: list[float], said: str) -> None:
     page = text({"serving": served(splitserve=ours, vllm=[1.0, 1.0, 1.0])})
     assert f"bar at least 1.5: {said}" in page
-    assert "`make bench PART=x`" in page
+
+
+def test_each_workload_says_how_it_was_made_and_what_each_system_burned_idle() -> None:
+    page = text({"serving": served(splitserve=[1.0, 1.0, 1.0], vllm=[1.0, 1.0, 1.0])})
+    assert (
+        "3 rounds. Idle, of one core: splitserve 70 %, vLLM 70 %. `make bench PART=x`, 2026-01-01, commit abc" in page
+    )
+
+
+def test_a_workload_that_only_a_peer_was_asked_has_a_table_all_the_same() -> None:
+    assert "| | vLLM | ratio" in text({"serving": served(vllm=[1.0, 1.0, 1.0])})
 
 
 def test_a_peer_that_kept_no_rate_gets_no_ratio() -> None:
@@ -50,9 +55,4 @@ def test_a_peer_that_kept_no_rate_gets_no_ratio() -> None:
 
 
 def test_what_a_script_printed_is_shown_as_printed() -> None:
-    assert "```\na  b\n```" in text({"fleet_page": kept({"printed": "a  b\n"})})
-
-
-@pytest.mark.parametrize(("limit", "guess", "found"), [(1.0, 3, 4), (9.0, 0, 10), (0.3, 5, 0), (0.1, 2, -1)])
-def test_the_best_rung_is_found_from_any_guess(limit: float, guess: int, found: int) -> None:
-    assert best_rung(lambda rate: rate <= limit, guess) == found
+    assert "```\na  b\n```" in text({"fleet_page": {**about(), "printed": "a  b\n"}})
