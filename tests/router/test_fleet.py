@@ -198,6 +198,21 @@ def test_a_computed_prompt_is_no_longer_before_others():
     assert watch.d0.idle
 
 
+def test_a_decode_workers_rate_is_kept_apart_by_whether_it_decoded_beside():
+    watch = Watch()
+    alone, beside = watch.d0.prefill_rate, watch.d0.rate_beside
+    watch.d0.promise("a", Load(tokens=100, blocks=10, context=100), watch.now)
+    watch.d0.measured(1000, 0.1)
+    assert watch.d0.prefill_rate > alone
+    assert watch.d0.rate_beside == beside
+    alone = watch.d0.prefill_rate
+    watch.d0.promise("b", Load(tokens=100, blocks=10, context=100), watch.now)
+    watch.d0.measured(1000, 10.0)
+    watch.d0.measured(8, 0.1)
+    assert watch.d0.prefill_rate == alone
+    assert watch.d0.rate_beside < beside
+
+
 def test_a_pool_is_promised_to_95_percent_but_an_idle_worker_is_always_asked():
     watch = Watch()
     assert watch.d0.has_room(5000)

@@ -42,13 +42,15 @@ def test_a_busy_decode_worker_leaves_a_long_prompt_to_prefill():
     assert placed(need(), [BUSY], [replace(PREFILL, rate=4000.0)]).prefill == "p0"
 
 
-def test_an_uncached_part_of_at_most_one_chunk_is_read_by_decode():
-    assert placed(need(1000), [replace(BUSY, cached_tokens=936)], [PREFILL]).prefill is None
-    assert placed(need(64), [BUSY], [PREFILL]).prefill is None
+def test_a_small_uncached_part_is_read_by_decode():
+    assert placed(need(1000), [replace(BUSY, cached_tokens=984)], [PREFILL]).prefill is None
+    assert placed(need(16), [BUSY], [PREFILL]).prefill is None
+    assert placed(need(17), [BUSY], [PREFILL]).prefill == "p0"
 
 
-def test_a_long_prefill_queue_makes_local_the_faster_way():
-    assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=100_000)]).prefill is None
+def test_a_prefill_queue_twice_as_long_makes_local_the_better_way():
+    assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=190)]).prefill == "p0"
+    assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=210)]).prefill is None
 
 
 def test_split_always_and_never_overrule_every_estimate():

@@ -63,7 +63,8 @@ class Worker:
     own: Load = field(default_factory=Load)  # sum of the promises
     foreign: Load = field(default_factory=Load)  # other routers' load, as of the last beat
     seen: SeenPrefixes = field(default_factory=SeenPrefixes)
-    prefill_rate: float = 2000.0  # tokens/s, corrected as jobs end
+    prefill_rate: float = 2000.0  # tokens/s while it decodes nothing, corrected as jobs end
+    rate_beside: float = 600.0  # the same of a decode worker beside its decodes
     met_at: float = field(init=False)  # in this life
 
     def __post_init__(self) -> None:
@@ -112,7 +113,11 @@ class Worker:
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A prefill of `tokens` uncached tokens took `seconds`."""
-        if tokens >= MEASURED_TOKENS and seconds > 0:
+        if tokens < MEASURED_TOKENS or seconds <= 0:
+            return
+        if self.beat.role == Role.DECODE and len(self.promises) > 1:
+            self.rate_beside += 0.3 * (tokens / seconds - self.rate_beside)
+        else:
             self.prefill_rate += 0.3 * (tokens / seconds - self.prefill_rate)
 
     def correct(self, beat: Beat) -> None:

@@ -13,6 +13,8 @@ from enum import StrEnum
 
 BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
+SHORT = 4  # of a decode worker's chunk, one part in so many adds no more to its step than a hand-over takes
+LOCAL_PRICE = 2.0  # every chunk read beside decodes delays their tokens: only a queue twice as long is worth it
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 
 
@@ -29,7 +31,7 @@ class Why(StrEnum):
     NO_PREFILL_WORKER = "no_prefill_worker"
     LONG_CONTEXT = "long_context"  # a moved sequence
     IDLE = "idle"  # the decode worker has nothing else to do
-    ONE_CHUNK = "one_chunk"  # it fits one of the decode worker's
+    SHORT = "short"  # a small part of the decode worker's chunk
     FASTER = "faster"  # by the estimate
 
 
@@ -46,7 +48,7 @@ class Candidate:
     idle: bool
     room: bool
     placed: int
-    rate: float  # prompt tokens a second
+    rate: float  # prompt tokens a second; of a decode worker that is not idle, beside its decodes
     chunk_tokens: int
     bytes_per_token: int
 
@@ -127,15 +129,15 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return True, Why.LONG_CONTEXT
     if decode.idle:
         return False, Why.IDLE
-    if uncached <= decode.chunk_tokens:
-        return False, Why.ONE_CHUNK
+    if uncached * SHORT <= decode.chunk_tokens:
+        return False, Why.SHORT
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
         + uncached * decode.bytes_per_token / BYTES_PER_S
         + HAND_OVER_S
     )
     local_s = (decode.queued_tokens + uncached) / decode.rate
-    return remote_s <= local_s, Why.FASTER
+    return remote_s <= LOCAL_PRICE * local_s, Why.FASTER
 
 
 def difference(one: Candidate, other: Candidate) -> str:

@@ -132,7 +132,7 @@ class Scout:
             idle=worker.idle,
             room=worker.full_until <= now and (not decode or worker.has_room(blocks)),
             placed=worker.placed,
-            rate=worker.prefill_rate,
+            rate=worker.rate_beside if decode and not worker.idle else worker.prefill_rate,
             chunk_tokens=beat.chunk_tokens,
             bytes_per_token=beat.bytes_per_token,
         )
