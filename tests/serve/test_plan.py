@@ -10,7 +10,7 @@ import pytest
 from splitserve.cli import parse
 from splitserve.config import ServeProcessSettings
 from splitserve.serve.cores import CoreShare
-from splitserve.serve.plan import Given, curl_line, is_open, join_line, router_spec, url_of, worker_specs
+from splitserve.serve.plan import Given, curl_line, front_cpus, is_open, join_line, router_spec, url_of, worker_specs
 from splitserve.worker.lending import Lending
 
 GIVEN = Given(
@@ -49,6 +49,14 @@ def test_each_worker_has_its_role_its_name_and_its_cores() -> None:
     ]
     assert [spec.cpus for spec in specs] == [(0,), (1,), ()]
     assert specs[2].env["SPLITSERVE_THREADS"] == specs[2].env["OMP_NUM_THREADS"] == "2"
+
+
+def test_the_router_runs_beside_prefill_where_workers_are_pinned() -> None:
+    shares = [CoreShare(2, (0, 1)), CoreShare(2, (2, 3))]
+    assert front_cpus(settings(), shares) == (0, 1)
+    assert router_spec(settings(), GIVEN, front_cpus(settings(), shares)).cpus == (0, 1)
+    assert front_cpus(settings("--prefill", "0", "--decode", "2"), shares) == ()
+    assert front_cpus(settings(), [CoreShare(1)] * 2) == ()
 
 
 def test_pinned_workers_are_told_whose_cores_they_may_borrow(monkeypatch: pytest.MonkeyPatch) -> None:

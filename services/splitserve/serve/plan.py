@@ -59,13 +59,20 @@ def worker_specs(settings: ServeProcessSettings, given: Given, shares: Sequence[
     return specs
 
 
-def router_spec(settings: ServeProcessSettings, given: Given) -> Spec:
+def front_cpus(settings: ServeProcessSettings, shares: Sequence[CoreShare]) -> tuple[int, ...]:
+    """Where the router, NATS and Redis run: beside prefill, for what they take from a decode worker is taken from every
+    token. Empty, anywhere, where workers are not pinned or none is for prefill."""
+    prefill = shares[: settings.serve.prefill]
+    return tuple(cpu for share in prefill for cpu in share.cpus)
+
+
+def router_spec(settings: ServeProcessSettings, given: Given, cpus: tuple[int, ...] = ()) -> Spec:
     name = f"router-{given.suffix}0"
     env = _environment(_groups(settings, RouterSettings)) | _common(given)
     env["SPLITSERVE_PORT"] = str(given.port)
     if settings.serve.prefill == 0:
         env["SPLITSERVE_SPLIT"] = "never"
-    return Spec(name, python("-m", "splitserve", "router", "--name", name), env)
+    return Spec(name, python("-m", "splitserve", "router", "--name", name), env, cpus)
 
 
 def url_of(host: str, port: int) -> str:

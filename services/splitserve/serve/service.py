@@ -64,6 +64,9 @@ class Serve:
         self._bus: Bus | None = None
         self._began = time.monotonic()
         self._stop_order: list[list[str]] = []
+        workers = settings.serve.prefill + settings.serve.decode
+        self._shares = cores.share_cores(cores.cores(), cores.cpu_limit(), workers, settings.engine.threads)
+        self._front = plan.front_cpus(settings, self._shares)
 
     async def run(self, signals: Signals) -> None:
         """Until a stop signal; raises the StartupError of a start that failed or a child that was given up."""
@@ -91,8 +94,8 @@ class Serve:
         folder = await self._model()
         given = self._given(folder, nats, redis)
         await self._listen(address_of(nats, "--nats"))
-        workers = plan.worker_specs(settings, given, self._core_shares())
-        router = plan.router_spec(settings, given)
+        workers = plan.worker_specs(settings, given, self._shares)
+        router = plan.router_spec(settings, given, self._front)
         self._stop_order[:0] = [[router.name], [spec.name for spec in workers]]
         for spec in workers:
             self._progress.doing(spec.name, f"{spec.name} loads")
@@ -115,7 +118,7 @@ class Serve:
         for server in own:
             self._progress.doing(server.name, f"{server.name} starts")
             write_address(self._folder / server.name, server.url)
-            self._supervisor.add(Spec(server.name, server.command), _nowhere, _probe_of(server))
+            self._supervisor.add(Spec(server.name, server.command, cpus=self._front), _nowhere, _probe_of(server))
         names = [server.name for server in own]
         self._stop_order.append(names)
         await self._supervisor.ready(names)
@@ -178,10 +181,6 @@ class Serve:
             page=page,
             suffix=f"{host}-{os.getpid()}-" if settings.cluster.nats else "",
         )
-
-    def _core_shares(self) -> list[cores.CoreShare]:
-        workers = self._settings.serve.prefill + self._settings.serve.decode
-        return cores.share_cores(cores.cores(), cores.cpu_limit(), workers, self._settings.engine.threads)
 
     async def _listen(self, nats_url: str) -> None:
         """Hear the workers' beats: ready, and how old the step under way is."""
