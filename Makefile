@@ -8,6 +8,7 @@ PART ?=
 ENV_FILE ?= .env
 SEEDS ?= 2000
 FAST := not model and not slow and not e2e
+IN_TWO := -n 2 --dist loadgroup # tests/conftest.py makes the groups; ARGS="-n 0" for one process
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast check format bench simulate clean up-compose down-compose test-compose
@@ -25,10 +26,10 @@ down-compose: ## stop the containers; VOLUMES=1 removes models and metrics too
 	@ENV_FILE=$(ENV_FILE) VOLUMES=$(VOLUMES) compose/stack.sh down
 
 test: check ## the whole suite; containers aside, which are test-compose
-	$(BIN)/python -m pytest -m "not compose" $(ARGS)
+	$(BIN)/python -m pytest $(IN_TWO) -m "not compose" $(ARGS)
 
 test-fast: $(VENV)/.dev ## what needs no model and no cluster
-	$(BIN)/python -m pytest -m "$(FAST)" $(ARGS)
+	$(BIN)/python -m pytest $(IN_TWO) -m "$(FAST)" $(ARGS)
 
 test-compose: $(VENV)/.dev ## the stack of docker-compose.yml, run for real; skipped where no Docker engine answers
 	$(BIN)/python -m pytest tests/compose -rs $(ARGS)
