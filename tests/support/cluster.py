@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,8 @@ class Cluster:
     log: Path
     url: str = ""
     model: str = ""
-    expected: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()  # workers
+    routers: tuple[str, ...] = ()
 
     def wait_ready(self, within_s: float = 180) -> None:
         """Wait for the line that says the URL. RuntimeError with the log when serve ends first."""
@@ -52,6 +53,7 @@ class Cluster:
             if found := re.search(r"^(\S+) answers at (\S+)/v1, ready in", text, re.MULTILINE):
                 self.model, self.url = found[1], found[2].replace("localhost", "127.0.0.1")
                 self.expected = (*self.names("prefill"), *self.names("decode"))
+                self.routers = tuple(self.names("router"))
                 return
             if self.process.poll() is not None:
                 raise RuntimeError(f"serve ended with {self.process.returncode}:\n{text}")
@@ -85,17 +87,22 @@ class Cluster:
         return self.process.wait(within_s)
 
     async def workers(self) -> dict[str, Beat]:
-        """The latest beat of each live process, by short name."""
+        """The latest beat of each live process, by short name. Waits for all that serve was told to run, or two beats long."""
         heard: dict[str, Beat] = {}
+        everybody = asyncio.Event()
 
         def on_message(message: Message, _: str | None) -> None:
             if isinstance(message, Beat):
                 heard[short(message.name)] = message
+                if heard.keys() >= {*self.expected, *self.routers}:
+                    everybody.set()
 
         bus = await Bus.connect(self.nats.url, name="test", role="router", connect_timeout_s=5)
         try:
             await bus.subscribe(Subjects().all_beats, on_message)
-            await asyncio.sleep(1.2)  # two beats of everybody
+            with suppress(TimeoutError):  # one that is dead or frozen is not heard
+                async with asyncio.timeout(1.2):  # two beats
+                    await everybody.wait()
         finally:
             await bus.close()
         return heard
