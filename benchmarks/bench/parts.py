@@ -37,6 +37,20 @@ PARTS: Mapping[str, Part] = {
         "Core-milliseconds of the router's process a streamed request, 200 tokens in and 100 out. **Mock workers**: they speak the "
         "protocol over a real NATS and compute nothing, so this says nothing of an engine.",
     ),
+    "handover": Part(
+        "The hand-over from prefill to decode",
+        "The stages between a prompt's first token and decode's first step, milliseconds, as `splitserve serve --split always` tells them of each "
+        "answer, over shared memory and over a socket of one host. `hand-over` is the first gap less decode's first step; `bytes aside` is "
+        "it less the copy that decode waited for, and what the bar of 5 ms is for, under light load. Under a saturated load `gap_other` holds "
+        "the rest of the step that the batch was in when the KV came: the engine hears of it between steps.",
+        model="--model",
+    ),
+    "memory": Part(
+        "Memory",
+        "Resident memory of `splitserve serve --split always` before and while it answers short requests, in brackets what of it is the "
+        "process's alone: neither pools nor mapped weights and libraries. A worker's whole has its pool in it, decode's prefill's too.",
+        model="--model",
+    ),
     "kv_transfer": Part(
         "KV transfer", "A fetch from one process into another beside memcpy and a plain socket of the same sizes."
     ),

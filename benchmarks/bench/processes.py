@@ -52,7 +52,8 @@ def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> N
                 return
         time.sleep(0.5)
     end = "\n".join(log.read_text().splitlines()[-5:])
-    raise RuntimeError(f"{name} did not answer at {url} in {_READY_S:.0f} s: {end}")
+    did = f"did not answer at {url} in {_READY_S:.0f} s" if process.poll() is None else f"ended by {process.returncode}"
+    raise RuntimeError(f"{name} {did}: {end}")
 
 
 def _end(name: str, process: subprocess.Popen[bytes]) -> None:

@@ -38,6 +38,14 @@ def test_a_server_that_never_answers_says_its_last_words_and_is_gone(monkeypatch
         pass
 
 
+def test_a_server_that_ends_says_so_and_why() -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"x ended by 3: no room"),
+        processes.server("x", [sys.executable, "-c", "print('no room'); exit(3)"], f"http://127.0.0.1:{free_port()}"),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_what_a_busy_child_burns_is_its_servers(tmp_path: Path) -> None:
     port = free_port()
