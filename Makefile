@@ -8,7 +8,7 @@ PART ?=
 ENV_FILE ?= .env
 SEEDS ?= 2000
 FAST := not model and not slow and not e2e
-IN_TWO := -n 2 --dist loadgroup # tests/conftest.py makes the groups; ARGS="-n 0" for one process
+IN_TWO := -n 2 --dist loadfile# tests/conftest.py says what stays together; ARGS="-n 0" for one process
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast check format bench simulate clean up-compose down-compose test-compose

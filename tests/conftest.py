@@ -6,8 +6,11 @@ import gc
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ["support.servers", "support.models", "support.leaks"]
+CLUSTERS = "tests/e2e/"
 
 
 def pytest_configure() -> None:
@@ -16,13 +19,16 @@ def pytest_configure() -> None:
     settings.load_profile("any_speed")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` a file's tests stay in one process, and share its fixtures; all clusters are of one process,
-    so that no two of them share the processors."""
-    for item in items:
-        group = "clusters" if item.get_closest_marker("e2e") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+class OneForClusters(LoadFileScheduling):
+    """A file's tests stay in one process and share its fixtures; all clusters are of one process, so that no two of them
+    share the processors."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return CLUSTERS if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneForClusters:
+    return OneForClusters(config, log)
 
 
 def pytest_collection_finish() -> None:
