@@ -46,8 +46,9 @@ _PREFIX_BAR = 0.15  # of our own cold TTFT
 
 
 def write() -> None:
-    """The page, with every part that was ever measured here."""
-    PAGE.write_text(text({name: kept for name in PARTS if (kept := load(name)) is not None}))
+    """The page, with every part that was ever measured here. Where none was, the page stays as it came."""
+    if measured := {name: kept for name in PARTS if (kept := load(name)) is not None}:
+        PAGE.write_text(text(measured))
 
 
 def text(kept: Mapping[str, Mapping[str, Any]]) -> str:

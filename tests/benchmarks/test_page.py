@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import page as pages
+from bench import results
 from bench.page import text
 from bench.results import Spread, ratios
 
@@ -56,3 +59,15 @@ def test_a_peer_that_kept_no_rate_gets_no_ratio() -> None:
 
 def test_what_a_script_printed_is_shown_as_printed() -> None:
     assert "```\na  b\n```" in text({"fleet_page": {**about(), "printed": "a  b\n"}})
+
+
+def test_where_nothing_was_measured_the_page_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("as it came")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(pages, "PAGE", page)
+    pages.write()
+    assert page.read_text() == "as it came"
+    results.write("fleet_page", {**about(), "printed": "a  b"})
+    pages.write()
+    assert "a  b" in page.read_text()
