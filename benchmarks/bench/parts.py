@@ -37,6 +37,13 @@ PARTS: Mapping[str, Part] = {
         "Core-milliseconds of the router's process a streamed request, 200 tokens in and 100 out. **Mock workers**: they speak the "
         "protocol over a real NATS and compute nothing, so this says nothing of an engine.",
     ),
+    "split_grid": Part(
+        "Where a split helps",
+        "`--split auto` beside always and never, over prompt lengths and numbers of clients that ask again as soon as they are answered. "
+        "`split pays` is the time of an answer read and written by decode workers alone over that with every prompt split: below 1 a split "
+        "hurts. Auto is to be within 5 % of the better way.",
+        model="--model",
+    ),
     "handover": Part(
         "The hand-over from prefill to decode",
         "The stages between a prompt's first token and decode's first step, milliseconds, as `splitserve serve --split always` tells them of each "
