@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from splitserve.errors import SplitserveError
 from splitserve.router.auth import ApiKeys
@@ -61,6 +62,8 @@ _REF = "#/components/schemas/{model}"
 def create_app(parts: RouterParts) -> FastAPI:
     """Everything that `parts` needs is opened and closed by the caller: the application has no lifespan.
 
+    Endpoints read their requests themselves: requests go by plain routes, FastAPI's only describe them.
+
     Raises ModelUnavailable for a malformed chat template.
     """
     app = FastAPI(
@@ -81,13 +84,20 @@ def create_app(parts: RouterParts) -> FastAPI:
         reader=FieldReader(strict=parts.http.strict_fields),
         started=int(time.time()),
     )
+    described = APIRouter()
     for method, path, endpoint, body in _ROUTES:
-        app.add_api_route(path, endpoint, methods=[method], response_model=None, openapi_extra=_documented(path, body))
+        app.router.routes.append(_Plain(path, endpoint, methods=[method]))
+        described.add_api_route(
+            path, endpoint, methods=[method], openapi_extra=_documented(path, body), response_model=None
+        )
     for path in parts.metrics_pages:
-        app.add_api_route(path, metrics, methods=["GET"], response_model=None, operation_id=f"metrics{path}")
+        app.router.routes.append(_Plain(path, metrics, methods=["GET"]))
+        described.add_api_route(path, metrics, methods=["GET"], operation_id=f"metrics{path}", response_model=None)
     if parts.status is not None:
         for path, endpoint in status_routes(parts.status).items():
-            app.add_api_route(path, endpoint, methods=["GET"], response_model=None, include_in_schema=path == SNAPSHOT)
+            app.router.routes.append(_Plain(path, endpoint, methods=["GET"]))
+            if path == SNAPSHOT:
+                described.add_api_route(path, endpoint, methods=["GET"], response_model=None)
     app.add_middleware(Door, keys=ApiKeys(parts.http.api_key), observer=parts.observer)
     origins = [origin.strip() for origin in parts.http.allowed_origins.split(",") if origin.strip()]
     if origins:  # outside of the door: a browser's preflight carries no key
@@ -95,8 +105,16 @@ def create_app(parts: RouterParts) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
         )
-    app.openapi = lambda: _document(app)
+    app.openapi = lambda: _document(app, described)
     return app
+
+
+class _Plain(Route):
+    """A route that the door finds in the scope, as it does FastAPI's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return match, {**child, "route": self} if match is not Match.NONE else child
 
 
 def metrics_app(api: Api) -> Starlette:
@@ -121,9 +139,9 @@ def _documented(path: str, body: type[RequestModel] | None) -> dict[str, Any]:
     return extra
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, described: APIRouter) -> dict[str, Any]:
     if not app.openapi_schema:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        document = get_openapi(title=app.title, version=app.version, routes=described.routes)
         bodies = [(body, cast(Any, "validation")) for *_, body in _ROUTES if body is not None]
         _, schemas = models_json_schema(bodies, ref_template=_REF)
         document.setdefault("components", {})["schemas"] = schemas["$defs"]
