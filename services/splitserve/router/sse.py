@@ -37,9 +37,7 @@ class EventStream:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        if self._connection is not None and not self._connection["full"]():
-            self._connection["write"](events)
-            self._state["written"] += len(events)
+        if self.write_at_once(events):
             return
         try:
             async with asyncio.timeout(self._stall_s):
@@ -47,6 +45,14 @@ class EventStream:
         except TimeoutError:
             await self._drop()
             raise ClientGone from None
+
+    def write_at_once(self, events: bytes) -> bool:
+        """False: nothing was written, for it would mean to wait; `write` does."""
+        if not self.started or self._connection is None or self._connection["full"]():
+            return False
+        self._connection["write"](events)
+        self._state["written"] += len(events)
+        return True
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from splitserve.router.generation import Generator, Submission, Tokens
 from splitserve.router.http_errors import ClientGone, error_object, error_response
 from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
 from splitserve.router.openai.answers import Answers, Delta
-from splitserve.router.openai.running import Inbox, generating, unless_gone
+from splitserve.router.openai.running import Arrival, Inbox, generating, unless_gone
 from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
 from splitserve.router.refusals import refusal_reason
 from splitserve.router.sse import EventStream
@@ -24,7 +24,6 @@ from splitserve.router.stages import breakdown, gap_breakdown
 from splitserve.router.text import TextRules, Vocabulary
 
 T = TypeVar("T")
-Write = Callable[[bytes], Awaitable[None]]
 
 
 class TokenText(Vocabulary, Spelling, Protocol):
@@ -70,21 +69,21 @@ class Exchange:
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._detokenise_s = 0.0
+        self._failure: SplitserveError | None = None  # what ended the request
 
     async def whole(self, receive: Receive) -> Response:
         """The whole answer. Raises the request's error, ClientGone."""
         return await self._reported(receive, self._whole())
 
-    async def stream(self, receive: Receive, write: Write) -> None:
+    async def stream(self, receive: Receive, events: EventStream) -> None:
         """Write the answer's events as they come. Raises the request's error (also after it was written), ClientGone."""
-        await self._reported(receive, self._stream(write))
+        await self._reported(receive, self._stream(events))
 
     async def _whole(self) -> Response:
         async with generating(self._generator, self._job.submissions, self._inbox):
-            while not self._answers.done:
-                failure = await self._step()
-                if failure is not None:
-                    raise failure
+            await self._inbox.each(self._take)
+        if self._failure is not None:
+            raise self._failure
         deltas = [answer.drain() or Delta(index) for index, answer in enumerate(self._answers.choices)]
         body = whole_answer(
             self._wire,
@@ -96,9 +95,8 @@ class Exchange:
         )
         return Response(body, media_type="application/json")
 
-    async def _stream(self, write: Write) -> None:
-        answers, opened = self._answers, False
-        failure: SplitserveError | None = None
+    async def _stream(self, events: EventStream) -> None:
+        answers = self._answers
         writer = ChunkWriter(
             self._wire,
             self._tokenizer,
@@ -107,21 +105,32 @@ class Exchange:
             include_usage=self._job.include_usage,
             continuous=self._job.continuous_usage,
         )
+        unwritten = b""
+
+        def take(arrived: list[Arrival]) -> bool:
+            nonlocal unwritten
+            more, deltas = self._take(arrived), answers.drain()
+            if not deltas:
+                return more
+            unwritten = writer.deltas(deltas, answers.usage_of)
+            if not events.started:
+                unwritten = writer.opening(range(len(answers.choices)), answers.usage_of) + unwritten
+            if events.write_at_once(unwritten):
+                unwritten = b""
+            return more and not unwritten
+
         async with generating(self._generator, self._job.submissions, self._inbox):
-            while not answers.done:
-                failure = await self._step()
-                deltas = answers.drain()
-                if deltas:
-                    opening = b"" if opened else writer.opening(range(len(answers.choices)), answers.usage_of)
-                    opened = True
-                    await write(opening + writer.deltas(deltas, answers.usage_of))
-                if failure is not None:
-                    break
+            while not answers.done and self._failure is None:
+                await self._inbox.each(take)
+                if unwritten:
+                    await events.write(unwritten)
+                    unwritten = b""
+        failure = self._failure
         if failure is None:
-            await write(writer.closing(answers.usage(self._stages())))
+            await events.write(writer.closing(answers.usage(self._stages())))
             return
-        if opened:  # the status is spent
-            await write(error_events(error_object(failure)))
+        if events.started:  # the status is spent
+            await events.write(error_events(error_object(failure)))
         raise failure
 
     def _stages(self) -> dict[str, float]:
@@ -138,25 +147,26 @@ class Exchange:
         gap = gap_breakdown(stages[0])
         return {"ttft": sum(ttft.values()), **ttft} | ({"first_gap": sum(gap.values()), **gap} if gap else {})
 
-    async def _step(self) -> SplitserveError | None:
-        """Take what has arrived into the answers; the error that ended the request, if one did."""
-        for prompt, event, at in await self._inbox.take():
+    def _take(self, arrived: list[Arrival]) -> bool:
+        """Take what has arrived into the answers. False: that is all, or `_failure` ended the request."""
+        for prompt, event, at in arrived:
             began = time.monotonic()
             try:
                 taken = self._answers.take(prompt, event, at)
             except SplitserveError as error:
-                return error
-            if taken.first:
+                self._failure = error
+                return False
+            if taken.gap is not None:
+                self._watch.gap(taken.gap)
+            elif taken.first:
                 self._first_at = at
                 self._detokenise_s = time.monotonic() - began
                 self._watch.first_token(at - self._job.arrived + self._detokenise_s)
-            if taken.gap is not None:
-                self._watch.gap(taken.gap)
             if isinstance(event, Tokens):
                 self._last_at = at
                 if taken.stop:
                     self._inbox.stop(prompt, event.choice)
-        return None
+        return not self._answers.done
 
     async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -208,7 +218,7 @@ class StreamedAnswer(Response):
         own = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         events = EventStream(scope, receive, send, own, stall_s=self._stall_s)
         try:
-            await self._exchange.stream(receive, events.write)
+            await self._exchange.stream(receive, events)
         except SplitserveError as error:
             if not events.started:
                 await error_response(error)(scope, receive, send)

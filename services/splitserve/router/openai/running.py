@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -21,12 +21,16 @@ T = TypeVar("T")
 
 class Inbox:
     """Events of several generations in the order of arrival, however slowly they are taken out: what has piled up
-    meanwhile is taken at once, so that under load it becomes one write."""
+    meanwhile is taken at once, so that under load it becomes one write.
+
+    Who takes them is called by the event loop, and no task is woken for a token: that cost more than its text did.
+    """
 
     def __init__(self) -> None:
         self._generations: list[Generation] = []
-        self._arrived: list[Arrival] = []
-        self._waiting: asyncio.Future[None] | None = None
+        self._arrived: list[Arrival] = []  # while somebody takes: not empty means that `_hand_over` is due
+        self._take: Callable[[list[Arrival]], bool] | None = None
+        self._taken = asyncio.get_running_loop().create_future()
 
     @property
     def cached_tokens(self) -> int:
@@ -40,20 +44,33 @@ class Inbox:
     def stop(self, prompt: int, choice: int) -> None:
         self._generations[prompt].stop(choice)
 
-    async def take(self) -> list[Arrival]:
-        """All that has arrived, at least one event."""
-        if not self._arrived:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-        arrived, self._arrived = self._arrived, []
-        return arrived
+    async def each(self, take: Callable[[list[Arrival]], bool]) -> None:
+        """Call `take` with all that has arrived, each time something has, until it says False; what it raises is raised."""
+        loop = asyncio.get_running_loop()
+        self._take, self._taken = take, loop.create_future()
+        if self._arrived:
+            loop.call_soon(self._hand_over)
+        try:
+            await self._taken
+        finally:
+            self._take = None
 
     def _hear(self, prompt: int, event: GenerationEvent) -> None:
+        if self._take is not None and not self._arrived:
+            self._taken.get_loop().call_soon(self._hand_over)  # not at once: more of the same moment may follow
         self._arrived.append((prompt, event, time.monotonic()))
-        if self._waiting is not None:
-            if not self._waiting.done():
-                self._waiting.set_result(None)
-            self._waiting = None
+
+    def _hand_over(self) -> None:
+        if self._take is None or self._taken.done() or not self._arrived:
+            return
+        arrived, self._arrived = self._arrived, []
+        try:
+            more = self._take(arrived)
+        except Exception as error:  # noqa: BLE001  # it is for who waits
+            self._taken.set_exception(error)
+            return
+        if not more:
+            self._taken.set_result(None)
 
 
 @asynccontextmanager
