@@ -36,6 +36,7 @@ class Tokenizer:
         # decoding two lists of ids in a row is decoding both at once
         self.concatenates = self._decoders == frozenset(("ByteLevel",))
         self._bytes: dict[int, bytes] = {}
+        self._alone: dict[tuple[int, bool], str] = {}  # text of an id by itself: most of what streams ask for
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -64,7 +65,15 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids that the vocabulary lacks are left out."""
-        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if len(ids) != 1:
+            return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        key = (ids[0], skip_special_tokens)
+        text = self._alone.get(key)
+        if text is None:
+            text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            if text:  # ids without a token are without number
+                self._alone[key] = text
+        return text
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for inside a text; b"" for an id without a token."""

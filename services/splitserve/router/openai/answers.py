@@ -31,7 +31,7 @@ class Delta:
     index: int
     text: str = ""
     tokens: int = 0
-    records: list[TokenRecord] = field(default_factory=list[TokenRecord])
+    records: Sequence[TokenRecord] = ()  # with log-probabilities only
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop string or stop_token_ids entry that was met, as vLLM has it
 
@@ -69,8 +69,9 @@ class Answer:
             return False
         before = self._text.tokens
         if event.logprobs:
+            self._delta.records = records = [*self._delta.records]
             for id, logprob in zip(event.ids, event.logprobs, strict=True):
-                self._delta.records.append(TokenRecord(id, logprob, self._text.length))
+                records.append(TokenRecord(id, logprob, self._text.length))
                 self._delta.text += self._text.push((id,))
                 if self._text.stopped is not None:
                     break
