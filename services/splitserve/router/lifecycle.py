@@ -296,8 +296,10 @@ class Lifecycle:
         r, leg = self.request, self.request.decode
         if leg is None or not r.is_current(row.da):
             return
-        self.decode_accepted(leg)
-        self.loaded()
+        if not leg.accepted:
+            self.decode_accepted(leg)
+        if r.prefill is not None:
+            self.loaded()
         if row.first is not None:
             r.first_row(leg, row.first)
         if r.transcript.ends[choice] is not None:  # it did not hear that this answer is over

@@ -44,18 +44,25 @@ class Lives:
     ) -> None:
         """Act on a request if it lives. An exception ends this request alone."""
         life = self._lives.get(rid)
-        if life is not None:
-            self.guarded(rid, act, life, *args, **kwargs)
-            if not life.request.live:
-                self._lives.pop(rid, None)
+        if life is None:
+            return
+        try:
+            act(life, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # as in `guarded`, without a second call for each token
+            self._crashed(rid, error)
+        if not life.request.live:
+            self._lives.pop(rid, None)
 
     def guarded(self, rid: str, act: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call; what it raises becomes `Crashed`, and the end of request `rid` if there is one."""
         try:
             act(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  # whatever it is must not end the others; the shell logs it
-            self._desk.outbox.put(Crashed(rid, error))
-            self._bury(rid, SplitserveError(f"the router failed under this request: {error}"))
+            self._crashed(rid, error)
+
+    def _crashed(self, rid: str, error: Exception) -> None:
+        self._desk.outbox.put(Crashed(rid, error))
+        self._bury(rid, SplitserveError(f"the router failed under this request: {error}"))
 
     def _bury(self, rid: str, error: SplitserveError) -> None:
         """End a request whose own code raised, even if that code raises again: the client gets its end."""

@@ -43,7 +43,9 @@ class Transcript:
     @property
     def behind(self) -> bool:
         """Some open answer lacks tokens that the current attempt has."""
-        for ids, end, heard in zip(self.outputs, self.ends, self._heard, strict=True):  # a plain loop: one a token
+        if self.n == 1:  # asked once a token
+            return len(self.outputs[0]) < self._heard[0] and self.ends[0] is None
+        for ids, end, heard in zip(self.outputs, self.ends, self._heard, strict=True):
             if len(ids) < heard and end is None:
                 return True
         return False
@@ -58,6 +60,10 @@ class Transcript:
     ) -> list[Tokens | Finished]:
         """Take a row; what is new of it, as events. A row behind a gap gives nothing (see `behind`)."""
         have = self.outputs[choice]
+        if first_index == len(have) and finish is FinishReason.RUNNING and ids and self.ends[choice] is None:
+            self.heard(choice, first_index + len(ids))  # the next of a running answer: nearly every row is
+            have.extend(ids)
+            return [Tokens(choice, first_index, ids, logprobs)]
         self.heard(choice, first_index + len(ids) + (finish is not FinishReason.RUNNING and not ids))
         if self.ends[choice] is not None:
             return []
