@@ -10,7 +10,7 @@ from splitserve.router.http_metrics import HttpMetrics
 from splitserve.router.observe import HttpAnswer, RequestEnd
 from splitserve.router.refusals import AT_THE_DOOR, refusal_reason
 from splitserve.router.stages import breakdown, gap_breakdown
-from splitserve.telemetry.metrics import Metrics
+from splitserve.telemetry.metrics import Metrics, Tally
 from splitserve.telemetry.own import GAP_STAGES, TTFT_STAGES
 
 
@@ -23,7 +23,7 @@ class RouterMetrics:
         )
         self.ends = EndMetrics(metrics)
         self.ttft = metrics.histogram("vllm:time_to_first_token_seconds")
-        self.gap = metrics.histogram("vllm:inter_token_latency_seconds")
+        self.gap = Tally(metrics.histogram("vllm:inter_token_latency_seconds"))
         self._http = HttpMetrics(metrics)
         self.refresh: Callable[[], None] = lambda: None
 
@@ -42,13 +42,17 @@ class RouterMetrics:
 
     def page(self) -> bytes:
         """This router's own series, as text; what is read off at that moment (`gauges`) is brought up to date first."""
-        self.refresh()
+        self._refresh()
         return self.metrics.page()
 
     def answer(self, accept: str) -> tuple[bytes, str]:
         """The same as this process's own page, with what is known of the process (`Metrics.answer`)."""
-        self.refresh()
+        self._refresh()
         return self.metrics.answer(accept)
+
+    def _refresh(self) -> None:
+        self.gap.refresh()
+        self.refresh()
 
 
 class RequestMetrics:
