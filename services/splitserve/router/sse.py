@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import Receive, Scope, Send
 
@@ -29,7 +29,9 @@ class EventStream:
         self._send = send
         self._headers = [*_HEADERS, *headers]
         self._stall_s = stall_s
-        self._connection = scope.get("extensions", {}).get(CONNECTION)
+        self._connection = connection = scope.get("extensions", {}).get(CONNECTION)
+        self._put: Callable[[bytes], None] | None = connection["write"] if connection else None
+        self._full: Callable[[], bool] = connection["full"] if connection else bool
         self._state = scope["state"]
 
     async def write(self, events: bytes) -> None:
@@ -48,9 +50,9 @@ class EventStream:
 
     def write_at_once(self, events: bytes) -> bool:
         """False: nothing was written, for it would mean to wait; `write` does."""
-        if not self.started or self._connection is None or self._connection["full"]():
+        if not self.started or self._put is None or self._full():
             return False
-        self._connection["write"](events)
+        self._put(events)
         self._state["written"] += len(events)
         return True
 

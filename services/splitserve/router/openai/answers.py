@@ -9,7 +9,7 @@ from typing import NamedTuple
 from splitserve.errors import RequestFailed, SplitserveError
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
-from splitserve.router.generation import Done, Finished, GenerationEvent, Submission, Tokens
+from splitserve.router.generation import Done, GenerationEvent, Submission, Tokens
 from splitserve.router.text import AnswerText, TextRules, Vocabulary
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
@@ -114,6 +114,9 @@ class Taken(NamedTuple):
     gap: float | None = None  # seconds since this answer's last tokens
 
 
+_NOTHING = Taken()
+
+
 class Answers:
     """All choices of all prompts; choice c of prompt p has index p * n + c, as OpenAI orders them."""
 
@@ -145,13 +148,13 @@ class Answers:
 
     def take(self, prompt: int, event: GenerationEvent, at: float) -> Taken:
         """Raises the request's own error when it failed; nothing but that error may follow then."""
-        if isinstance(event, Done):
-            self._finish(prompt, event)
-            return Taken()
+        if not isinstance(event, Tokens):
+            if isinstance(event, Done):
+                self._finish(prompt, event)
+            else:
+                self.choices[prompt * self._n + event.choice].finish(event.reason)
+            return _NOTHING
         answer = self.choices[prompt * self._n + event.choice]
-        if isinstance(event, Finished):
-            answer.finish(event.reason)
-            return Taken()
         first, self.started = not self.started, True
         gap = None if answer.last_at is None else at - answer.last_at
         answer.last_at = at

@@ -110,12 +110,12 @@ class Exchange:
         def take(arrived: list[Arrival]) -> bool:
             nonlocal unwritten
             more, deltas = self._take(arrived), answers.drain()
-            if not deltas:
-                return more
             unwritten = writer.deltas(deltas, answers.usage_of)
-            if not events.started:
+            if unwritten and not events.started:
                 unwritten = writer.opening(range(len(answers.choices)), answers.usage_of) + unwritten
-            if events.write_at_once(unwritten):
+            if answers.done:
+                unwritten += writer.closing(answers.usage(self._stages()))
+            if unwritten and events.write_at_once(unwritten):
                 unwritten = b""
             return more and not unwritten
 
@@ -127,7 +127,6 @@ class Exchange:
                     unwritten = b""
         failure = self._failure
         if failure is None:
-            await events.write(writer.closing(answers.usage(self._stages())))
             return
         if events.started:  # the status is spent
             await events.write(error_events(error_object(failure)))
