@@ -30,7 +30,8 @@ class Delivery:
             )
             return
         events = r.transcript.append(choice, row.first_index, row.ids, row.logprobs, row.finish)
-        r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
+        if r.stages.counts_tokens:
+            r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
         for event in events:
             r.deliver(event)
         if events and isinstance(events[-1], Finished):

@@ -158,10 +158,11 @@ class Dispatcher:
         if generation is None:
             return
         generation.cached_tokens = cached_tokens
-        if isinstance(event, Done):
+        if isinstance(event, Tokens):
+            if generation.counts:
+                self.delivered(len(event.ids))
+        elif isinstance(event, Done):
             del self._running[rid]
-        elif isinstance(event, Tokens) and generation.counts:
-            self.delivered(len(event.ids))
         generation.hear(event)
 
     def _save(self, command: Save) -> None:

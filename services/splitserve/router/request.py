@@ -63,7 +63,8 @@ class Request:
 
     def is_current(self, da: int) -> bool:
         """The guard of everything that a decode worker says."""
-        return self.decode is not None and (self.decode.da == da or not self._desk.rules.guard_da)
+        leg = self.decode
+        return leg is not None and (leg.job.da == da or not self._desk.rules.guard_da)
 
     def resume_rows(self, worker: Life) -> list[ResumeRow]:
         """What to ask this worker for: the tokens behind ours of each open answer, or its KvReady."""

@@ -25,6 +25,7 @@ class Stages:
         self._prefill_asked: float | None = None
         self._first_token: float | None = None
         self._second_token: float | None = None
+        self.counts_tokens = True  # until the second is here
         self._parts: dict[str, float] = {}
 
     def tokenised(self, seconds: float) -> None:
@@ -70,6 +71,7 @@ class Stages:
             self._first_token = now
         elif length >= 2 and self._second_token is None:
             self._second_token = now
+            self.counts_tokens = False
 
     def seconds(self, now: float) -> dict[str, float]:
         """Every stage known so far, and the sums `ttft`, `first_gap`, `e2e`."""

@@ -89,16 +89,10 @@ class TokenFrame:
         firsts = {f.row: f for f in self.firsts}
         logprobs = {p.row: p.tokens for p in self.logprobs}
         at = 0
-        for n, count in enumerate(self.counts):
-            yield TokenRow(
-                self.slots[n],
-                self.das[n],
-                self.first_indices[n],
-                self.ids[at : at + count],
-                _REASONS[self.finishes[n]],
-                firsts.get(n),
-                logprobs.get(n, ()),
-            )
+        columns = zip(self.slots, self.das, self.first_indices, self.counts, self.finishes, strict=True)
+        for n, (slot, da, first_index, count, finish) in enumerate(columns):
+            ids = self.ids[at : at + count]
+            yield TokenRow(slot, da, first_index, ids, _REASONS[finish], firsts.get(n), logprobs.get(n, ()))
             at += count
 
 
