@@ -5,7 +5,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from splitserve.protocol.states import Role
-from splitserve.telemetry.metrics import Metrics
+from splitserve.telemetry.metrics import Metrics, Tally
 
 
 def made(role: Role) -> Metrics:
@@ -114,3 +114,15 @@ def test_the_older_name_of_a_histogram_has_its_buckets() -> None:
     page = metrics.page().decode()
     assert 'vllm:time_per_output_token_seconds_bucket{le="0.05",model_name="m"} 1.0' in page
     assert 'vllm:time_per_output_token_seconds_count{model_name="m"} 1.0' in page
+
+
+def test_a_tally_adds_to_its_histogram_at_refresh_what_it_would_have_observed() -> None:
+    told, kept = made(Role.ROUTER), made(Role.ROUTER)
+    name = "vllm:inter_token_latency_seconds"
+    tally = Tally(kept.histogram(name))
+    for round_ in ((0.01, 0.013, 0.025, 1e9), (0.01, 0.0)):
+        for seconds in round_:
+            told.histogram(name).observe(seconds)
+            tally.observe(seconds)
+        tally.refresh()
+        assert kept.page() == told.page()
