@@ -3,7 +3,8 @@
     python benchmarks/router.py --model FOLDER [--concurrent 64 512] [--rounds 5] [--step-ms 20] [--requests 0]
 
 Client, workers and router are processes of their own; only the router's CPU time is counted. A bare FastAPI stream of 100
-frames is measured beside it in every round. Medians with the least and the greatest, and the router's resident memory.
+frames is measured beside it in every round, as fast as it goes and at the pace of the steps. Medians with the least and
+the greatest, and the router's resident memory.
 """
 
 from __future__ import annotations
@@ -55,12 +56,9 @@ def main() -> None:
         router += ["--model", str(given.model), "--served-model-name", SERVED, "--port", str(router_port)]
         router += ["--name", "router-0", "--split", "always", "--log-level", "warning"]
         asked = {"router": (stack.enter_context(child(router)), router_port, "/v1/completions", body())}
-        asked["bare FastAPI"] = (
-            stack.enter_context(child([str(HERE / "bare_stream.py"), str(bare_port)])),
-            bare_port,
-            "/",
-            "",
-        )
+        bare = stack.enter_context(child([str(HERE / "bare_stream.py"), str(bare_port), str(given.step_ms)]))
+        asked["bare FastAPI"] = (bare, bare_port, "/", "")
+        asked["bare, paced"] = (bare, bare_port, "/paced", "")
         wait(f"http://127.0.0.1:{router_port}/ready", asked["router"][0])
         wait(f"http://127.0.0.1:{bare_port}/", asked["bare FastAPI"][0])
         print(f"mock workers, a step {given.step_ms:g} ms; {given.rounds} rounds; core-milliseconds a request")

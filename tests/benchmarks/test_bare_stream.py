@@ -13,3 +13,7 @@ async def test_it_is_a_hundred_chunks_and_the_mark_of_the_end():
     assert json.loads(events[0].removeprefix("data: "))["choices"][0]["delta"] == {"content": " word"}
     assert all(event.endswith("\n\n") for event in events)
     assert events[-1] == "data: [DONE]\n\n"
+
+
+async def test_at_a_pace_it_is_the_same_stream_to_the_byte():
+    assert [event async for event in bare_stream.frames(0.001)] == [event async for event in bare_stream.frames()]
