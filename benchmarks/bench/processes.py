@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-_READY_S = 240.0
+_READY_S = 600.0
 _STOP_S = 90.0
 _GONE_S = 30.0
 
