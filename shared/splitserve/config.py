@@ -181,7 +181,7 @@ class WorkerSettings(Group):
     )
     metrics_host: str = Field(default="127.0.0.1", description="address of that port")
     drain_timeout: float = Field(default=60.0, ge=0, description="seconds that a leaving worker finishes what it has")
-    lending: str = Field(default="", description="whose cores it may borrow; set by serve --lend-cores, empty: none")
+    lending: str = Field(default="", description="whose cores it may borrow; set by serve, empty: none")
 
 
 class ServeSettings(Group):
@@ -191,8 +191,8 @@ class ServeSettings(Group):
     decode: int = Field(default=1, ge=1, description="decode workers to start")
     start_timeout: float = Field(default=600.0, gt=0, description="seconds that the whole may take to become ready")
     lend_cores: bool = Field(
-        default=False,
-        description="experimental: busy workers use idle ones' cores (Linux, CPU, pinned); its effect on ITL is unmeasured",
+        default=True,
+        description="decode workers also compute on idle workers' cores (Linux, CPU, each worker pinned to its own)",
     )
 
 
