@@ -15,7 +15,7 @@ FLOAT32 = ("--dtype", "float32", "--kv-cache-memory-bytes", "256MiB", "--log-for
 
 @pytest.fixture(scope="session")
 def running_pair(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster, None, None]:
-    flags = (*FLOAT32, "--split", "always", "--kv-transport", "shm")
+    flags = (*FLOAT32, "--split", "always", "--kv-transport", "shm", "--queue-timeout", "120")
     with running(tmp_path_factory.mktemp("pair"), *flags, model=smollm2_folder) as cluster:
         yield cluster
 
