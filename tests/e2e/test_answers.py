@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2_folder: Path) -> tuple[Reference, ...]:
-    return references(smollm2_folder)
+def expected(smollm2_folder: Path, run_folder: Path) -> tuple[Reference, ...]:
+    return references(smollm2_folder, run_folder)
 
 
 @pytest.fixture(scope="module")

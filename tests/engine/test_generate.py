@@ -26,13 +26,13 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_folder: Path) -> Case:
-    return Case(load(smollm2_folder), references(smollm2_folder))
+def smollm2(smollm2_folder: Path, run_folder: Path) -> Case:
+    return Case(load(smollm2_folder), references(smollm2_folder, run_folder))
 
 
 @pytest.fixture(scope="module")
-def gemma3(gemma3_folder: Path) -> Case:
-    return Case(load(gemma3_folder), references(gemma3_folder))
+def gemma3(gemma3_folder: Path, run_folder: Path) -> Case:
+    return Case(load(gemma3_folder), references(gemma3_folder, run_folder))
 
 
 def _compare(references: tuple[Reference, ...], got: list[Answer]) -> None:

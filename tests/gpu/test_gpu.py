@@ -114,9 +114,11 @@ def test_decode_steps_of_llama_are_captured(tmp_path: Path, caplog: pytest.LogCa
 @pytest.mark.e2e
 @pytest.mark.model
 @pytest.mark.parametrize("transport", ["cuda_ipc", "tcp"])
-def test_a_split_answer_on_gpus_is_generates(smollm2_folder: Path, tmp_path: Path, transport: str) -> None:
+def test_a_split_answer_on_gpus_is_generates(
+    smollm2_folder: Path, run_folder: Path, tmp_path: Path, transport: str
+) -> None:
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
-    clear = [reference for reference in references(smollm2_folder) if min(reference.gaps) > 0.01][:8]
+    clear = [reference for reference in references(smollm2_folder, run_folder) if min(reference.gaps) > 0.01][:8]
     flags = ("--device", "cuda", "--dtype", "float32", "--kv-cache-memory-bytes", "1GiB", "--split", "always")
     with running(tmp_path, *flags, "--kv-transport", transport, model=smollm2_folder) as cluster:
         for reference in clear:

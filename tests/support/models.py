@@ -32,3 +32,10 @@ def smollm2_folder() -> Path:
 def gemma3_folder() -> Path:
     """Gemma 3 270M (minutes when first made: for tests marked slow); `SPLITSERVE_TEST_GEMMA3` names another folder."""
     return _folder(GEMMA3, "SPLITSERVE_TEST_GEMMA3", default_cache() / "tests")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of this run of the tests, and for no other."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

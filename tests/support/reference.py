@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from splitserve.model.lock import locked
 from support.prompts import texts
 
 NEW_TOKENS = 10
 CLOSE_CALL = 1e-4  # where the two best logits are nearer than this, float32 rounding may choose (protocol D9)
 LONGEST = 2000
+_PATIENCE_S = 280.0
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,16 @@ class Reference:
 
 
 @cache
-def references(folder: Path) -> tuple[Reference, ...]:
-    """Of every prompt of `support.prompts`, computed once a session: a minute on two cores."""
+def references(folder: Path, run_folder: Path) -> tuple[Reference, ...]:
+    """Of every prompt of `support.prompts`, computed by one of the run's processes: a minute on two cores."""
+    kept = run_folder / f"references-{folder.name}.json"
+    with locked(kept.with_suffix(".lock"), _PATIENCE_S):
+        if not kept.exists():
+            kept.write_text(json.dumps([asdict(each) for each in _references(folder)]))
+    return tuple(Reference(**each) for each in json.loads(kept.read_text()))
+
+
+def _references(folder: Path) -> tuple[Reference, ...]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return tuple(_reference(model, tokenizer.encode(text).ids[-LONGEST:]) for text in texts())
