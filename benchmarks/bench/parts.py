@@ -36,6 +36,7 @@ PARTS: Mapping[str, Part] = {
         "The router's cost",
         "Core-milliseconds of the router's process a streamed request, 200 tokens in and 100 out. **Mock workers**: they speak the "
         "protocol over a real NATS and compute nothing, so this says nothing of an engine.",
+        model="--model",
     ),
     "split_grid": Part(
         "Where a split helps",
