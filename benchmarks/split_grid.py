@@ -18,9 +18,10 @@ from pathlib import Path
 
 from bench import load, peers
 from bench.load import Load
-from bench.processes import busy_percent
+from bench.processes import busy_percent, stop_on_sigterm
 from bench.results import Spread, ratios
 from bench.workloads import seed_of
+from support.servers import free_port
 
 WAYS = ("auto", "always", "never")
 BOUND = 1.05  # of the better way's time
@@ -37,13 +38,14 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--flags", default="", help="more flags for splitserve serve")
     given = parser.parse_args()
+    stop_on_sigterm()
     peers.set_up()
     cells = list(itertools.product(given.prompts, given.loads))
     found: dict[tuple[int, int], dict[str, list[float]]] = {cell: {way: [] for way in WAYS} for cell in cells}
     with ExitStack() as stack:
         served = {
-            way: stack.enter_context(peers.splitserve(given.model, 8340 + n, ["--split", way, *given.flags.split()]))
-            for n, way in enumerate(WAYS)
+            way: stack.enter_context(peers.splitserve(given.model, free_port(), ["--split", way, *given.flags.split()]))
+            for way in WAYS
         }
         for each in served.values():
             load.run(each.url, given.model, Load(1024, 16, 4, 4), seed_of("warm-up"))

@@ -25,7 +25,6 @@ class Stages:
         self._prefill_asked: float | None = None
         self._first_token: float | None = None
         self._second_token: float | None = None
-        self.counts_tokens = True  # until the second is here
         self._parts: dict[str, float] = {}
 
     def tokenised(self, seconds: float) -> None:
@@ -65,13 +64,17 @@ class Stages:
         self._parts.setdefault("decode_queue", queue_s)
         self._parts.setdefault("first_step", first_step_s)
 
+    @property
+    def counts_tokens(self) -> bool:
+        """The second token of the first answer is not here yet."""
+        return self._second_token is None
+
     def tokens(self, now: float, length: int) -> None:
         """The first answer has `length` tokens now."""
         if length >= 1 and self._first_token is None:
             self._first_token = now
         elif length >= 2 and self._second_token is None:
             self._second_token = now
-            self.counts_tokens = False
 
     def seconds(self, now: float) -> dict[str, float]:
         """Every stage known so far, and the sums `ttft`, `first_gap`, `e2e`."""

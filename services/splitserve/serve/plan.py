@@ -46,12 +46,12 @@ def worker_specs(settings: ServeProcessSettings, given: Given, shares: Sequence[
     base["SPLITSERVE_GPU_MEMORY_UTILIZATION"] = f"{settings.engine.gpu_memory_utilization / len(roles):.4f}"
     if given.pool_bytes:
         base["SPLITSERVE_KV_CACHE_MEMORY_BYTES"] = str(given.pool_bytes)
+    cores = tuple(share.cpus for share in shares)
     specs: list[Spec] = []
     for row, ((role, n), share) in enumerate(zip(roles, shares, strict=True)):
         name = f"{role}-{given.suffix}{n}"
         own, cpus = {"SPLITSERVE_THREADS": str(share.threads), "OMP_NUM_THREADS": str(share.threads)}, share.cpus
-        if given.page and all(each.cpus for each in shares):
-            cores = tuple(each.cpus for each in shares)
+        if given.page and all(cores):
             own["SPLITSERVE_LENDING"] = Lending(given.page, row, settings.serve.prefill, cores).text()
             own["GOMP_SPINCOUNT"] = _SPINS
             cpus = ()  # it pins itself (`worker/engine_cores`)

@@ -54,7 +54,7 @@ class Lending:
             return cls(Path(page), int(row), int(lenders), tuple(tuple(map(int, each.split(","))) for each in cores))
         except ValueError as error:
             raise ConfigError(
-                f"SPLITSERVE_LENDING is {text!r}, not ROW/CORES/…@PAGE: leave it to splitserve serve"
+                f"SPLITSERVE_LENDING is {text!r}, not ROW/LENDERS/CORES/…@PAGE: leave it to splitserve serve"
             ) from error
 
 

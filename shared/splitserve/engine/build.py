@@ -38,8 +38,9 @@ def chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
 
 def lone_chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
     """The same in a step without decodes; what the user gave holds for both. A sequence handed over waits for such a step."""
-    given = role == "prefill" or settings.decode_chunk_tokens
-    return chunk_tokens(settings, role, device) if given else _LONE_CHUNK_TOKENS[device]
+    if role == "prefill" or settings.decode_chunk_tokens:
+        return chunk_tokens(settings, role, device)
+    return _LONE_CHUNK_TOKENS[device]
 
 
 def build_runner(loaded: LoadedModel, blocks: int, buffer: Buffer | None = None, max_num_seqs: int = 1) -> TorchRunner:
