@@ -15,7 +15,6 @@ import pytest
 from splitserve.config import TransferSettings
 from splitserve.errors import KvMismatch, Unreachable
 from splitserve.faultpoints import Faults
-from splitserve.kv.export import socket_dir
 from splitserve.kv.memory import Run, runs
 from splitserve.kv.segment import Segment
 from splitserve.kv.transfer.base import source_of
@@ -139,13 +138,6 @@ async def test_an_owner_offers_only_the_transport_that_it_is_told_to(tmp_path: P
         async with owner(tmp_path, forced) as p:  # pyright: ignore[reportArgumentType]
             assert [address.transport for address in p.handle.addresses] == offered
             assert p.handle.incarnation == LIFE
-
-
-def test_the_socket_folder_is_the_run_folder_unless_told(tmp_path: Path) -> None:
-    assert socket_dir(TransferSettings(), tmp_path) == tmp_path
-    told = tmp_path / "a" / "b"
-    assert socket_dir(TransferSettings(kv_socket_dir=str(told)), tmp_path) == told
-    assert told.stat().st_mode & 0o777 == 0o700
 
 
 def elsewhere(p: Owner) -> Owner:

@@ -76,7 +76,7 @@ def scraping(folder: Path, pages: Mapping[str, tuple[str, list[str]]]) -> Genera
     port = free_port()
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-    server = Server(command, port, f"http://127.0.0.1:{port}")
+    server = Server(command, port, f"http://127.0.0.1:{port}", ready="/-/ready")
     server.start()
     try:
         yield Prometheus(server.url)

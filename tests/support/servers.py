@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 
 
@@ -39,13 +40,17 @@ def binary(*names: str) -> str:
 
 @dataclass
 class Server:
-    """A child process that listens on `port`; `start` after `kill` takes the same port again."""
+    """A child process that listens on `port`; `start` after `kill` takes the same port again.
+
+    `ready` is the page of its own that answers 200 once it serves, for one that listens before that.
+    """
 
     command: list[str]
     port: int
     url: str
     process: subprocess.Popen[bytes] | None = field(default=None)
     monitor: int = 0  # NATS only: the port of its monitoring pages
+    ready: str = ""
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -53,12 +58,17 @@ class Server:
         while True:
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.command[0]} ended with {self.process.returncode}")
-            with closing(socket.socket()) as sock:
-                if sock.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if self._serves():
+                return
             if time.monotonic() > give_up:
-                raise TimeoutError(f"{self.command[0]} did not listen on {self.port} in 20 s")
+                raise TimeoutError(f"{self.command[0]} did not serve on {self.port} in 20 s")
             time.sleep(0.02)
+
+    def _serves(self) -> bool:
+        with closing(socket.socket()) as sock:
+            if sock.connect_ex(("127.0.0.1", self.port)) != 0:
+                return False
+        return not self.ready or httpx.get(f"{self.url}{self.ready}", timeout=5).status_code == 200
 
     def kill(self) -> None:
         if self.process:

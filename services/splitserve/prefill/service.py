@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitserve.config import WorkerProcessSettings
+from splitserve.config import TransferSettings, WorkerProcessSettings
 from splitserve.engine import door
-from splitserve.kv.export import Exporter, socket_dir
+from splitserve.kv.export import Exporter
 from splitserve.kv.lease import Lease, LeaseTable, Pin
 from splitserve.prefill.jobs import PrefillJobs
 from splitserve.prefill.spans import PrefillSpans
 from splitserve.protocol.effects import Tick
 from splitserve.protocol.states import Role
 from splitserve.runtime.addresses import address_of
+from splitserve.runtime.folder import run_folder
 from splitserve.runtime.identity import found_at
 from splitserve.runtime.process import Signals
 from splitserve.telemetry.metrics import Metrics, Rising
@@ -50,11 +52,10 @@ async def make_prefill(parts: Parts) -> RoleParts:
     """The core, and the data plane by which others read the pool."""
     transfer, machine = parts.settings.transfer, parts.machine
     name, leases = machine.identity.name, LeaseTable()
-    run_dir = Path(parts.stack.enter_context(tempfile.TemporaryDirectory(prefix="splitserve-kv-")))
     pinned = PinnedLeases(leases, lambda: parts.put(Tick()))
     host = found_at(transfer.kv_host, parts.settings.worker, address_of(parts.settings.cluster.nats, "--nats"))
     exporter = Exporter(
-        name, machine.segment, pinned, transfer, socket_dir(transfer, run_dir), parts.faults, advertised_host=host
+        name, machine.segment, pinned, transfer, socket_dir(transfer, parts.stack), parts.faults, advertised_host=host
     )
     addresses = await exporter.start()
     parts.stack.push_async_callback(exporter.close)
@@ -85,6 +86,16 @@ async def make_prefill(parts: Parts) -> RoleParts:
     subjects = (parts.subjects.worker_in(name), parts.subjects.worker_lease(name))
     watch = PrefillSpans(parts.tracer, name) if parts.tracer.recording else None
     return RoleParts(core, subjects, {}, on_event=hold, refresh=refresh, watch=watch)
+
+
+def socket_dir(settings: TransferSettings, stack: AsyncExitStack) -> Path:
+    """Where the shm socket lies: the folder told, made with mode 0700 if it is missing, else a run folder of its own that
+    goes with `stack`."""
+    if not settings.kv_socket_dir:
+        return stack.enter_context(run_folder())
+    told = Path(settings.kv_socket_dir)
+    os.makedirs(told, mode=0o700, exist_ok=True)
+    return told
 
 
 def _rising(metrics: Metrics, leases: LeaseTable, exporter: Exporter) -> tuple[Rising, ...]:

@@ -17,13 +17,13 @@ from splitserve.model.resolve import served_names
 from splitserve.protocol.messages import Beat, Message
 from splitserve.protocol.subjects import Subjects, subject_token
 from splitserve.runtime.addresses import address_of, write_address
+from splitserve.runtime.folder import run_folder
 from splitserve.runtime.http import bind, port_of
 from splitserve.runtime.logs import set_up_logs
 from splitserve.runtime.process import Signals
 from splitserve.serve import cores, plan
 from splitserve.serve.child import Spec, python
 from splitserve.serve.embedded import Server, nats_server, redis_server
-from splitserve.serve.folder import run_folder
 from splitserve.serve.policy import Rules
 from splitserve.serve.probe import READY_ANSWER, READY_REQUEST, answers
 from splitserve.serve.progress import Progress, progress_on

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,15 +121,6 @@ class Exporter:
         await self._tcp.close()
         await self._nixl.close()
         self._executor.shutdown()
-
-
-def socket_dir(settings: TransferSettings, run_dir: Path) -> Path:
-    """Where the shm sockets lie: the folder told, made with mode 0700 if it is missing, else the run folder."""
-    if not settings.kv_socket_dir:
-        return run_dir
-    told = Path(settings.kv_socket_dir)
-    os.makedirs(told, mode=0o700, exist_ok=True)
-    return told
 
 
 def _warn_if_open(host: str) -> None:

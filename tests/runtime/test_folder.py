@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from splitserve.serve.folder import run_folder
+from splitserve.runtime.folder import run_folder
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from splitserve.serve.folder import run_folder
+from splitserve.runtime.folder import run_folder
 with run_folder(Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     time.sleep(600)

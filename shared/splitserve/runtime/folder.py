@@ -1,7 +1,8 @@
-"""The private folder of one `splitserve serve`: addresses with passwords, server configurations, sockets.
+"""The private folder of one process: of `splitserve serve` addresses with passwords, server configurations and sockets, of
+a prefill worker that was started alone its socket.
 
-It is 0700, and locked while its owner lives (it gets its name once the lock is held). The next start removes what a killed one left behind; the processes of a
-killed one are gone already (`splitserve.tether`).
+It is 0700, and locked while its owner lives (it gets its name once the lock is held). The next start removes what a killed
+one left behind; the processes of a killed `serve` are gone already (`splitserve.tether`).
 """
 
 from __future__ import annotations
