@@ -7,15 +7,10 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
-#include <chrono>
-
 #include "layer.h"
 
 namespace splitserve {
 namespace {
-
-constexpr size_t kHuge = size_t{2} << 20;  // bytes of a huge page
 
 void check(const at::Tensor& x, int64_t dims, const char* name) {
   TORCH_CHECK(x.dim() == dims && x.scalar_type() == at::kBFloat16 && x.stride(-1) == 1, name,
@@ -71,32 +66,15 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& key, const
   return out;
 }
 
-// Touches huge pages until three have taken over 2 ms each, ten times what clearing one takes: a virtual machine whose host
-// has to find the memory first needs 20 ms for one (measured: 3 s more for a start of a 135M model, for nothing gained
-// there). Returns where it stopped, or `end`.
-char* touch_huge(char* start, char* end) {
-  constexpr std::chrono::milliseconds kSlow{2};
-  static std::atomic<int> slow{0};
-  for (char* page = start; page < end; page += kHuge) {
-    if (slow >= 3) return page;
-    const auto began = std::chrono::steady_clock::now();
-    *page = 0;
-    if (std::chrono::steady_clock::now() - began > kSlow) slow++;
-  }
-  return end;
-}
-
-// Memory for packed weights, bytes of uint8, in huge pages where the system gives them soon: less of a stream is lost to page
-// walks.
+// Memory for packed weights, bytes of uint8 in huge pages where the system gives them: less of a stream is lost to page walks.
 at::Tensor weight_memory(int64_t bytes) {
+  constexpr size_t kHuge = size_t{2} << 20;
   const size_t size = (static_cast<size_t>(bytes) + 2 * kHuge - 1) / kHuge * kHuge + kHuge;
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   TORCH_CHECK(memory != MAP_FAILED, "no memory for ", bytes, " bytes of weights");
-  char* start = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge);
-  char* end = start + bytes;
-  if (madvise(start, size - kHuge, MADV_HUGEPAGE) == 0)
-    if (char* rest = touch_huge(start, end); rest < end) madvise(rest, size - kHuge - (rest - start), MADV_NOHUGEPAGE);
-  return at::from_blob(start, {bytes}, [memory, size](void*) { munmap(memory, size); }, at::kByte);
+  const size_t start = (reinterpret_cast<size_t>(memory) + kHuge - 1) / kHuge * kHuge;
+  madvise(reinterpret_cast<void*>(start), size - kHuge, MADV_HUGEPAGE);
+  return at::from_blob(reinterpret_cast<void*>(start), {bytes}, [memory, size](void*) { munmap(memory, size); }, at::kByte);
 }
 
 // weight [N, K] into `to`, 2 N K bytes at a multiple of 64.
