@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -104,6 +105,7 @@ async def run_worker(settings: WorkerProcessSettings, signals: Signals, role: Ro
         if machine is None:
             return
         stack.callback(machine.close)
+        gc.freeze()  # the model stays: looking through it for garbage would hold a step up
         await _serve(settings, signals, role, make, machine, tracer, stack, bus, beats, sock, events)
 
 
