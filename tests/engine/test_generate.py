@@ -63,8 +63,17 @@ class TestSmolLM2:
         assert len(lengths) >= 40
         assert (lengths[0], lengths[-1]) == (1, 2000)
 
-    def test_all_prompts_at_once_in_chunks_of_64_answer_as_generate(self, smollm2: Case) -> None:
-        _compare(smollm2.references, _all_at_once(smollm2, 64))
+    def test_all_prompts_at_once_in_chunks_of_64_and_again_from_the_prefix_cache_answer_as_generate(
+        self, smollm2: Case
+    ) -> None:
+        engine = engine_over(smollm2.loaded, chunk=64)
+        prompts = [reference.prompt for reference in smollm2.references]
+        first = answers(engine, prompts, GREEDY)
+        _compare(smollm2.references, first)
+        assert not any(answer.cached_tokens for answer in first)
+        again = answers(engine, prompts, GREEDY)
+        _compare(smollm2.references, again)
+        assert [answer.cached_tokens for answer in again] == [(len(prompt) - 1) // 16 * 16 for prompt in prompts]
 
     def test_each_prompt_alone_and_whole_answers_as_generate(self, smollm2: Case) -> None:
         engine = engine_over(smollm2.loaded, chunk=2048, prefix_caching=False)
@@ -75,14 +84,6 @@ class TestSmolLM2:
         engine = engine_over(smollm2.loaded, chunk=1, prefix_caching=False)
         short = smollm2.short()[:8]
         _compare(short, answers(engine, [reference.prompt for reference in short], GREEDY))
-
-    def test_prompts_found_in_the_prefix_cache_answer_as_generate(self, smollm2: Case) -> None:
-        engine = engine_over(smollm2.loaded, chunk=512)
-        prompts = [reference.prompt for reference in smollm2.references]
-        answers(engine, prompts, SamplingParams(max_tokens=1, temperature=0.0))
-        got = answers(engine, prompts, GREEDY)
-        _compare(smollm2.references, got)
-        assert [answer.cached_tokens for answer in got] == [(len(prompt) - 1) // 16 * 16 for prompt in prompts]
 
 
 @pytest.mark.model

