@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from splitserve.engine.attention.chosen import ChosenBackend
-from splitserve.engine.attention.native_backend import NativeBackend
+from splitserve.engine.attention.native_backend import NativeBackend, native_plan
 from splitserve.engine.attention.torch_backend import TorchBackend
 from splitserve.engine.batch import StepRow
 from splitserve.engine.context import register_attention
@@ -95,6 +95,16 @@ def test_packed_weights_are_fused_as_plain_ones_are(kernels: Path) -> None:
 @pytest.mark.parametrize("rows", [[(0, 1)], [(0, 33)], [(31, 1), (16, 1), (3, 1)], [(40, 1), (0, 70), (17, 5)]])
 def test_what_lies_in_unused_slots_is_never_read_into_logits(kernels: Path, rows: list[tuple[int, int]]) -> None:
     assert torch.isfinite(_logits(tried("llama"), rows)).all()
+
+
+@pytest.mark.parametrize("rows", [[(40, 1), (17, 5)], [(0, 33)], [(40, 1), (16, 1), (0, 70), (17, 5)]])
+def test_a_last_layer_that_looks_at_the_kept_tokens_alone_gives_their_logits(
+    tiny: Tried, rows: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = _logits(tiny, rows)
+    monkeypatch.setattr("splitserve.engine.forward.native_plan", lambda context, keep: native_plan(context))
+    every = _logits(tiny, rows)
+    assert float((few - every).square().mean().sqrt() / every.std()) < 0.01
 
 
 def test_two_threads_give_what_one_gives(kernels: Path) -> None:

@@ -40,10 +40,11 @@ class PagedModel:
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[StepRow], num_decodes: int, keep: Sequence[int]) -> torch.Tensor:
-        """Feed the rows, write their KV, and give the logits `[len(keep), V]` of tokens `keep` of the flat batch."""
+        """Feed the rows, write their KV, and give the logits `[len(keep), V]` of tokens `keep` of the flat batch, in
+        order, each the last of its row."""
         context = forward_context(rows, num_decodes, self._storage.layout.block_tokens)
         ids = np.fromiter(chain.from_iterable(row.ids for row in rows), dtype=np.int64)
-        handler = PagedAttention(self._layers, self._backend, self._storage, context)
+        handler = PagedAttention(self._layers, self._backend, self._storage, context, keep=keep)
         with attention_context(handler):
             output = self._model(
                 input_ids=self._to_device(ids)[None],
@@ -67,7 +68,7 @@ class PagedModel:
 
 class PagedAttention:
     """Where the attention of one step is answered, and where its fused layers look. `plan`: the backend's, None: made of
-    `context` when it is first needed."""
+    `context` when it is first needed. `keep`: the tokens whose logits are wanted, each the last of its row; None: all."""
 
     def __init__(
         self,
@@ -76,12 +77,14 @@ class PagedAttention:
         storage: KvStorage,
         context: ForwardContext,
         plan: object = None,
+        keep: Sequence[int] | None = None,
     ) -> None:
         self._layers = layers
         self._backend = backend
         self._storage = storage
         self._context = context
         self._given = plan
+        self._keep = keep
 
     @cached_property
     def _plan(self) -> Any:
@@ -89,7 +92,7 @@ class PagedAttention:
 
     @cached_property
     def places(self) -> NativePlan:
-        return native_plan(self._context)
+        return native_plan(self._context, self._keep)
 
     def view(self, layer: LayerAttention) -> LayerView:
         return self._storage.view(layer.kv_layer)

@@ -95,7 +95,7 @@ class Fusion:
         """`fusing_refusal` must be None."""
         amx = amx_allowed()
         layers: list[Any] = list(decoder_layers(model) or ())
-        fused = [FusedLayer(layer, attention[layer.self_attn], amx) for layer in layers]
+        fused = [FusedLayer(layer, attention[layer.self_attn], amx, last=layer is layers[-1]) for layer in layers]
         return cls(fused, _fused_head(model, amx))
 
     def tried_on(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -120,10 +120,14 @@ class Fusion:
 
 
 class FusedLayer(nn.Module):
-    """Takes a decoder layer's place: `hidden [1, T, H]` -> `[1, T, H]`, where the step's tokens stand taken from `context`."""
+    """Takes a decoder layer's place: `hidden [1, T, H]` -> `[1, T, H]`, where the step's tokens stand taken from `context`.
 
-    def __init__(self, layer: Any, asked: LayerAttention, amx: bool) -> None:
+    After a model's `last` layer only tokens are looked at whose logits are kept: the others' rows are zeros.
+    """
+
+    def __init__(self, layer: Any, asked: LayerAttention, amx: bool, *, last: bool = False) -> None:
         super().__init__()
+        self._last = last
         family = _FAMILIES[type(layer).__name__]
         attention, mlp = layer.self_attn, layer.mlp
         self._asked = asked
@@ -177,6 +181,7 @@ class FusedLayer(nn.Module):
             places.num_decodes,
             view.k,
             view.v,
+            places.keep if self._last else None,
         )[None]
 
 

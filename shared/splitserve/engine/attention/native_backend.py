@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,9 +28,10 @@ class NativePlan:
     table: torch.Tensor  # [S, M]
     slots: torch.Tensor  # [T]
     num_decodes: int
+    keep: torch.Tensor | None = None  # tokens whose output is wanted, each the last of its row; None: all
 
 
-def native_plan(context: ForwardContext) -> NativePlan:
+def native_plan(context: ForwardContext, keep: Sequence[int] | None = None) -> NativePlan:
     """`context` as tensors."""
     return NativePlan(
         _int64(context.query_start),
@@ -37,6 +39,7 @@ def native_plan(context: ForwardContext) -> NativePlan:
         _int64(context.block_tables[0]),
         _int64(context.slots[0]),
         context.num_decodes,
+        None if keep is None else _int64(np.array(keep, dtype=np.int64)),
     )
 
 

@@ -25,7 +25,15 @@ struct Shape {
 
 // Scratch memory of a thread, kept from step to step.
 struct Workspace {
-  std::vector<bf16> x, qkv, attended, middle, rows, packed;
+  std::vector<bf16> x, qkv, attended, middle, rows, packed, kept;
+  std::vector<int64_t> places;
+};
+
+// Tokens of a step whose output is wanted, in order, each the last of its row: of a model's last layer the others need but K
+// and V.
+struct Kept {
+  const int64_t* tokens;
+  int64_t count;
 };
 
 // 1 / sqrt(mean(x^2) + eps) of a row.
@@ -87,9 +95,9 @@ struct Layer {
   const float *norm_in, *norm_middle;                             // before attention, before the MLP
   const float *norm_q, *norm_k, *norm_attended, *norm_mlp;        // null: none; the last two before the residual is added
 
-  // hidden [T, hidden] -> to [T, hidden].
+  // hidden [T, hidden] -> to [T, hidden]; of the rows of `to` only those in `kept` are written, where that is not null.
   void run(const bf16* hidden, int64_t tokens, const bf16* cos, const bf16* sin, const Places& places, const Pool& k,
-           const Pool& v, int64_t block_tokens, bool amx, Workspace& work, bf16* to) const {
+           const Pool& v, int64_t block_tokens, const Kept* kept, bool amx, Workspace& work, bf16* to) const {
     const Tiles x{aligned(work.x, Tiles::elements(tokens, shape.hidden)), shape.hidden};
     norm_to_tiles(hidden, tokens, shape.hidden, norm_in, shape.eps, x);
     bf16* projected = aligned(work.qkv, tokens * qkv.columns);
@@ -97,7 +105,39 @@ struct Layer {
       store(c, row, rows, panel, qkv_bias, nullptr, projected, qkv.columns);
     });
     turn_and_write(projected, tokens, cos, sin, places, k, v, block_tokens);
+    if (!kept) return leave(hidden, projected, tokens, places, k, v, block_tokens, amx, work, to);
+    bf16* rows = aligned(work.kept, kept->count * (qkv.columns + 2 * shape.hidden));
+    bf16 *residual = rows + kept->count * qkv.columns, *left = residual + kept->count * shape.hidden;
+    for (int64_t i = 0; i < kept->count; i++) {
+      std::memcpy(rows + i * qkv.columns, projected + kept->tokens[i] * qkv.columns, qkv.columns * sizeof(bf16));
+      std::memcpy(residual + i * shape.hidden, hidden + kept->tokens[i] * shape.hidden, shape.hidden * sizeof(bf16));
+    }
+    leave(residual, rows, kept->count, alone(places, *kept, work.places), k, v, block_tokens, amx, work, left);
+    for (int64_t i = 0; i < kept->count; i++)
+      std::memcpy(to + kept->tokens[i] * shape.hidden, left + i * shape.hidden, shape.hidden * sizeof(bf16));
+  }
+
+ private:
+  // Where the kept tokens stand, each a row with one token.
+  static Places alone(const Places& of, const Kept& kept, std::vector<int64_t>& memory) {
+    const int64_t n = kept.count, width = of.table_width;
+    memory.resize(n * (width + 2) + 1);
+    int64_t *query_start = memory.data(), *kv_len = query_start + n + 1, *table = kv_len + n;
+    for (int64_t i = 0, row = 0; i < n; i++) {
+      while (of.query_start[row + 1] <= kept.tokens[i]) row++;
+      query_start[i] = i;
+      kv_len[i] = of.kv_len[row];
+      std::copy_n(of.table + row * width, width, table + i * width);
+    }
+    query_start[n] = n;
+    return Places{query_start, kv_len, table, nullptr, n, width, n};
+  }
+
+  // From a layer's queries, keys and values to its output.
+  void leave(const bf16* hidden, const bf16* projected, int64_t tokens, const Places& places, const Pool& k, const Pool& v,
+             int64_t block_tokens, bool amx, Workspace& work, bf16* to) const {
     const int64_t wide = shape.heads * shape.dim;
+    const Tiles x{aligned(work.x, Tiles::elements(tokens, shape.hidden)), shape.hidden};
     const Tiles attended{aligned(work.attended, Tiles::elements(tokens, wide)), wide};
     attend(step(projected, places, k, v, block_tokens, attended), places.decodes, amx, work.packed);
     project(attended, tokens, out, out_bias, norm_attended, hidden, amx, work, to);
@@ -109,7 +149,6 @@ struct Layer {
     project(middle, tokens, down, nullptr, norm_mlp, to, amx, work, to);
   }
 
- private:
   // to = residual + [norm](x W^T). `residual` and `to` may be the same.
   void project(const Tiles& x, int64_t tokens, const Weight& w, const float* bias, const float* norm, const bf16* residual,
                bool amx, Workspace& work, bf16* to) const {

@@ -140,10 +140,11 @@ struct DecoderLayer : torch::CustomClassHolder {
     TORCH_CHECK(s.dim % 32 == 0 && s.dim <= 256, "heads of ", s.dim, " dims: multiples of 32 to 256 are served");
   }
 
-  // hidden [T, hidden], cos and sin [T, dim] -> [T, hidden].
+  // hidden [T, hidden], cos and sin [T, dim] -> [T, hidden]. `keep` int64: the rows that are wanted, the others are zeros; each
+  // is the last token of its row.
   at::Tensor forward(const at::Tensor& hidden, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& query_start,
                      const at::Tensor& kv_len, const at::Tensor& table, const at::Tensor& slots, int64_t decodes,
-                     const at::Tensor& k_pool, const at::Tensor& v_pool) const {
+                     const at::Tensor& k_pool, const at::Tensor& v_pool, const Maybe& keep) const {
     check(hidden, 2, "hidden");
     check(cos, 2, "cos");
     check(sin, 2, "sin");
@@ -155,10 +156,12 @@ struct DecoderLayer : torch::CustomClassHolder {
     TORCH_CHECK(k_pool.size(2) % kLanes == 0 && k_pool.size(3) == dim && v_pool.size(3) == dim &&
                     k_pool.size(1) == layer_.shape.kv_heads,
                 "a pool of another shape");
-    at::Tensor to = at::empty_like(hidden);
+    const Kept kept{keep ? keep->data_ptr<int64_t>() : nullptr, keep ? keep->numel() : tokens};
+    const bool few = kept.count < tokens;
+    at::Tensor to = few ? at::zeros_like(hidden) : at::empty_like(hidden);
     layer_.run(hidden.data_ptr<bf16>(), tokens, cos.data_ptr<bf16>(), sin.data_ptr<bf16>(),
-               places_of(query_start, kv_len, table, slots, decodes), pool_of(k_pool), pool_of(v_pool), k_pool.size(2), amx_,
-               workspace(), to.data_ptr<bf16>());
+               places_of(query_start, kv_len, table, slots, decodes), pool_of(k_pool), pool_of(v_pool), k_pool.size(2),
+               few ? &kept : nullptr, amx_, workspace(), to.data_ptr<bf16>());
     return to;
   }
 
