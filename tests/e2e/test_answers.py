@@ -58,10 +58,26 @@ def compare(tokenizer: Tokenizer, expected: Sequence[Reference], got: Sequence[C
         print(f"close call: prompt of {len(reference.prompt)} tokens, token {at}, gap {gap:.2g}")
 
 
+@pytest.fixture(scope="module")
+def heard_once() -> list[Completion]:
+    """What `alone` heard: whichever test is first has every prompt read, and leaves it in the prefix cache."""
+    return []
+
+
+@pytest.fixture
+async def alone(
+    pair: Cluster, client: AsyncOpenAI, expected: tuple[Reference, ...], heard_once: list[Completion]
+) -> list[Completion]:
+    """The answers to all prompts, one after the other, when `pair` met them for the first time."""
+    if not heard_once:
+        heard_once.extend([await complete(client, pair.model, reference) for reference in expected])
+    return heard_once
+
+
 async def test_each_prompt_alone_over_shared_memory_answers_as_generate(
-    pair: Cluster, client: AsyncOpenAI, expected: tuple[Reference, ...], tokenizer: Tokenizer
+    alone: list[Completion], expected: tuple[Reference, ...], tokenizer: Tokenizer
 ) -> None:
-    compare(tokenizer, expected, [await complete(client, pair.model, reference) for reference in expected])
+    compare(tokenizer, expected, alone)
 
 
 async def test_all_prompts_at_once_over_tcp_on_two_pairs_answer_as_generate(
@@ -72,12 +88,11 @@ async def test_all_prompts_at_once_over_tcp_on_two_pairs_answer_as_generate(
     compare(tokenizer, expected, got)
 
 
+@pytest.mark.usefixtures("alone")
 async def test_prompts_met_again_answer_the_same_from_the_prefix_cache(
     pair: Cluster, client: AsyncOpenAI, expected: tuple[Reference, ...], tokenizer: Tokenizer
 ) -> None:
     long = [reference for reference in expected if len(reference.prompt) > 64]
-    for reference in long:
-        await complete(client, pair.model, reference)
     again = [await complete(client, pair.model, reference) for reference in long]
     compare(tokenizer, long, again)
     for reference, completion in zip(long, again, strict=True):

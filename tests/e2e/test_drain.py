@@ -29,9 +29,15 @@ def hasty(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Gen
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> list[Heard]:
+    """What the first test heard while nothing happened: a seed has one answer, so once is enough."""
+    return []
+
+
 @pytest.mark.parametrize("leaving", ["decode-0", "prefill-0"])
 async def test_past_the_drain_timeout_requests_move_and_no_token_is_lost_or_changed(
-    hasty: Cluster, leaving: str
+    hasty: Cluster, undisturbed: list[Heard], leaving: str
 ) -> None:
     await hasty.everybody_ready()
     async with AsyncOpenAI(base_url=f"{hasty.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
@@ -44,8 +50,9 @@ async def test_past_the_drain_timeout_requests_move_and_no_token_is_lost_or_chan
                 )
             )
 
-        expected = [Heard() for _ in PROMPTS]
-        await streams(expected)
+        if not undisturbed:
+            await streams(expected := [Heard() for _ in PROMPTS])
+            undisturbed.extend(expected)
         heard = [Heard() for _ in PROMPTS]
         listening = asyncio.create_task(streams(heard))
         await until(lambda: all(one.events >= 3 for one in heard), "the beginning of every stream", 60)
@@ -54,7 +61,7 @@ async def test_past_the_drain_timeout_requests_move_and_no_token_is_lost_or_chan
         await gone([pid])
         assert not listening.done(), "every stream had ended before the worker left: nothing was moved"
         await listening
-    assert [one.text for one in heard] == [one.text for one in expected]
+    assert [one.text for one in heard] == [one.text for one in undisturbed]
     assert {one.finish for one in heard} == {"length"}
     assert "Traceback" not in hasty.log.read_text()
     await hasty.everybody_ready()
