@@ -50,7 +50,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Pair:
-    """Processes `p` and `d`, and who plays their router. Requests are named by router, so that tests may share workers."""
+    """Processes `p` and `d`, and who plays their router. Requests are named by router, so that tests may share workers.
+
+    A test that needs one of them alone starts it alone: to import what a worker needs takes seconds.
+    """
 
     prefill: WorkerProcess
     decode: WorkerProcess
@@ -122,15 +125,22 @@ Start = Callable[..., Awaitable[Pair]]
 
 
 @pytest.fixture
-async def start(shared_nats: Server, router: RouterInTest, tiny_model: Path) -> AsyncIterator[Start]:
-    """Two workers of the test's own, with its flags and environment."""
+async def start(
+    shared_nats: Server,
+    router: RouterInTest,
+    tiny_model: Path,
+    shared_processes: tuple[WorkerProcess, WorkerProcess],
+) -> AsyncIterator[Start]:
+    """Two workers with the test's flags and environment, or of one role only: the other is then the shared one."""
     started: list[WorkerProcess] = []
 
-    async def start(*flags: str, **env: str) -> Pair:
-        names = [f"{letter}-{router.name}" for letter in "pd"]
-        for role, name in zip((Role.PREFILL, Role.DECODE), names, strict=True):
-            started.append(WorkerProcess(role, name, shared_nats.url, tiny_model, *flags, **env))
-        pair = Pair(started[-2], started[-1], router)
+    async def start(*flags: str, only: Role | None = None, **env: str) -> Pair:
+        workers = list(shared_processes)
+        for at, role in enumerate((Role.PREFILL, Role.DECODE)):
+            if only in (None, role):
+                workers[at] = WorkerProcess(role, f"{role}-{router.name}", shared_nats.url, tiny_model, *flags, **env)
+                started.append(workers[at])
+        pair = Pair(workers[0], workers[1], router)
         await pair.ready()
         return pair
 
@@ -168,7 +178,7 @@ async def test_an_answer_is_prefilled_in_one_process_decoded_in_another_and_equa
     await router.beat_with(shared.p, _nothing_promised, "the releases")
 
 
-async def test_over_tcp_the_tokens_are_the_same(start: Start) -> None:
+async def test_over_tcp_the_tokens_are_the_same_and_a_dead_prefill_workers_handle_fails_by_name(start: Start) -> None:
     pair = await start("--kv-transport", "tcp")
     router = pair.router
     await pair.reserve("alone", 0)
@@ -180,6 +190,14 @@ async def test_over_tcp_the_tokens_are_the_same(start: Start) -> None:
     assert [*ready.first_ids, *router.tokens(1, 1)] == router.tokens(0, 1)
     assert {loaded.transport for loaded in router.all(KvLoaded)} == {"tcp"}
     await router.beat_with(pair.p, _nothing_promised, "the releases")
+
+    source = router.source(pair.p)
+    await pair.read("a")
+    ready = await router.first(KvReady, lambda ready: ready.handle.rid == pair.rid("a"))
+    pair.prefill.kill()
+    await pair.reserve("a", 3, source=source)
+    await router.bus.publish(router.subjects.worker_kv(pair.d), ready)
+    assert (await router.first(KvFailed)).reason is FailReason.UNREACHABLE
 
 
 async def test_messages_are_answered_and_fin_ack_frees_what_is_kept(shared: Pair) -> None:
@@ -234,19 +252,8 @@ async def test_the_work_of_a_router_ends_when_it_falls_silent_and_not_before(sha
     await router.beat_with(shared.p, _nothing_promised, "the end of its work", 12)
 
 
-async def test_a_dead_prefill_workers_handle_fails_by_name_over_tcp(start: Start) -> None:
-    pair = await start("--kv-transport", "tcp")
-    router, source = pair.router, pair.router.source(pair.p)
-    await pair.read("a")
-    ready = await router.first(KvReady)
-    pair.prefill.kill()
-    await pair.reserve("a", 0, source=source)
-    await router.bus.publish(router.subjects.worker_kv(pair.d), ready)
-    assert (await router.first(KvFailed)).reason is FailReason.UNREACHABLE
-
-
 async def test_a_draining_worker_finishes_its_answer_and_leaves_with_zero(start: Start) -> None:
-    pair = await start()
+    pair = await start(only=Role.DECODE)
     router = pair.router
     await pair.reserve("a", 0, params=SamplingParams(max_tokens=90, temperature=0.0, ignore_eos=True))
     await until(lambda: bool(router.tokens(0, 1)), "the first token")
@@ -264,7 +271,7 @@ async def test_a_draining_worker_finishes_its_answer_and_leaves_with_zero(start:
 
 
 async def test_a_second_signal_leaves_at_once(start: Start) -> None:
-    pair = await start()
+    pair = await start(only=Role.PREFILL)
     await pair.read("a")
     await pair.router.first(KvReady)
     pair.prefill.process.send_signal(signal.SIGTERM)
@@ -275,7 +282,7 @@ async def test_a_second_signal_leaves_at_once(start: Start) -> None:
 
 
 async def test_an_engine_that_crashes_fails_its_jobs_and_ends_the_process(start: Start) -> None:
-    pair = await start(SPLITSERVE_FAULTS="engine.step_raise:3")
+    pair = await start(only=Role.DECODE, SPLITSERVE_FAULTS="engine.step_raise:3")
     router = pair.router
     await pair.reserve("a", 0)
     await until(lambda: router.finished(0), "the end of the answer")
