@@ -28,6 +28,13 @@ def running_four(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def running_small(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster, None, None]:
+    flags = ("--dtype", "float32", "--kv-cache-memory-bytes", "64MiB", "--split", "always", "--queue-timeout", "120")
+    with running(tmp_path_factory.mktemp("small"), *flags, model=smollm2_folder) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 async def pair(running_pair: Cluster) -> AsyncGenerator[Cluster, None]:
     """One prefill and one decode worker over shared memory, always split, float32."""
@@ -41,6 +48,15 @@ async def four(running_four: Cluster) -> AsyncGenerator[Cluster, None]:
     yield running_four
     await running_four.everybody_ready()
     await running_four.nothing_held()
+
+
+@pytest.fixture
+async def small(running_small: Cluster) -> AsyncGenerator[Cluster, None]:
+    """One of each, always split, float32, with a pool of some 1,450 tokens. A test may take its NATS and Redis away, and
+    brings them back."""
+    yield running_small
+    await running_small.everybody_ready()
+    await running_small.nothing_held()
 
 
 @pytest.fixture

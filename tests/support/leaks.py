@@ -18,13 +18,16 @@ import urllib.request
 from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from redis import Redis
 
 from support.servers import Server
+
+if TYPE_CHECKING:
+    from support.cluster import Cluster
 
 SETTLE_S = 1.0
 # threads that libraries start once a process and never end
@@ -106,6 +109,11 @@ async def unfinished(within_s: float = SETTLE_S) -> list[str]:
     return sorted(f"task {task.get_name()} in {task.get_coro()}" for task in tasks)
 
 
+def _servers(cluster: Cluster) -> set[str]:
+    """NATS and Redis of a cluster that several tests share, each of which may start them anew."""
+    return {f"process {server.process.pid}" for server in (cluster.nats, cluster.redis) if server.process}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves files, sockets, memfds, threads, processes, subscriptions or immortal keys behind."""
@@ -117,6 +125,9 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "shared_redis" in request.fixturenames:
         redis: Server = request.getfixturevalue("shared_redis")
         looks.append(lambda: keys_without_expiry(redis))
+    if "running_small" in request.fixturenames:
+        cluster: Cluster = request.getfixturevalue("running_small")
+        looks[looks.index(children)] = lambda: children() - _servers(cluster)
     before = [look() for look in looks]
     yield
     request.node.funcargs.clear()  # the torn down fixtures' values, which pytest would keep a little longer
