@@ -48,12 +48,20 @@ def wait_for_line(log: Path, pattern: str, process: subprocess.Popen[bytes], wit
     raise TimeoutError(log.read_text(errors="replace"))
 
 
+@pytest.fixture(scope="module")
+def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that loads and answers at once, for what is about processes only."""
+    from support.tiny_models import save_twin  # late: it loads torch
+
+    return save_twin(smollm2_folder, tmp_path_factory.mktemp("tiny") / "model")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 async def test_whatever_ends_serve_no_process_of_it_runs(
-    smollm2_folder: Path, tmp_path: Path, number: int, code: int
+    tiny_folder: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     port, log = free_port(), tmp_path / "log"
-    with serve(smollm2_folder, log, port=port) as process:
+    with serve(tiny_folder, log, port=port) as process:
         line = wait_for_line(log, r"^(curl .*)$", process)
         done = subprocess.run(shlex.split(line), capture_output=True, timeout=60, check=False)
         assert b'"finish_reason"' in done.stdout, done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,18 @@ def save_model(config: PretrainedConfig, folder: Path, seed: int = 0) -> PreTrai
     model = make_model(config, seed)
     model.save_pretrained(folder)
     return model
+
+
+def save_twin(of: Path, folder: Path) -> Path:
+    """A servable folder: random weights in two narrow layers, with the tokenizer and chat template of a real model."""
+    shutil.copytree(of, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = tf.AutoConfig.from_pretrained(of)
+    config.update(
+        {name: _COMMON[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")}
+    )
+    config.update({name: _COMMON[name] for name in ("num_attention_heads", "num_key_value_heads")})
+    make_model(config).save_pretrained(folder)
+    return folder
 
 
 def save_refused(config: PretrainedConfig, folder: Path) -> None:
