@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
@@ -9,14 +10,26 @@ import pytest
 from openai import AsyncOpenAI
 
 from support.cluster import Cluster, running
+from support.processes import environment
 
 FLOAT32 = ("--dtype", "float32", "--kv-cache-memory-bytes", "256MiB", "--log-format", "text")
 
 
 @pytest.fixture(scope="session")
-def running_pair(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster, None, None]:
+def without_extra(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH on which OpenTelemetry's SDK is as good as not installed (its API comes with FastAPI)."""
+    shadow = tmp_path_factory.mktemp("shadow")
+    (shadow / "opentelemetry" / "sdk").mkdir(parents=True)
+    (shadow / "opentelemetry" / "sdk" / "__init__.py").touch()
+    return os.pathsep.join((str(shadow), environment()["PYTHONPATH"]))
+
+
+@pytest.fixture(scope="session")
+def running_pair(
+    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory, without_extra: str
+) -> Generator[Cluster, None, None]:
     flags = (*FLOAT32, "--split", "always", "--kv-transport", "shm", "--queue-timeout", "120")
-    with running(tmp_path_factory.mktemp("pair"), *flags, model=smollm2_folder) as cluster:
+    with running(tmp_path_factory.mktemp("pair"), *flags, model=smollm2_folder, PYTHONPATH=without_extra) as cluster:
         yield cluster
 
 
@@ -37,7 +50,7 @@ def running_small(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 async def pair(running_pair: Cluster) -> AsyncGenerator[Cluster, None]:
-    """One prefill and one decode worker over shared memory, always split, float32."""
+    """One prefill and one decode worker over shared memory, always split, float32, without the `otel` extra."""
     yield running_pair
     await running_pair.nothing_held()
 

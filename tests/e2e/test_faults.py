@@ -69,7 +69,7 @@ async def test_a_killed_worker_gives_its_requests_to_another_and_no_token_is_los
 async def test_a_worker_killed_while_prompts_are_being_read_costs_no_request(
     four: Cluster, client4: AsyncOpenAI
 ) -> None:
-    prompts = [f"Fresh Number {n}. {'The quick brown fox jumps over the lazy dog. ' * 60}" for n in range(6)]
+    prompts = [f"Fresh Number {n}. {'The quick brown fox jumps over the lazy dog. ' * 40}" for n in range(6)]
     wanted = asyncio.gather(*(listen(client4, four.model, p, tokens=6, seed=n) for n, p in enumerate(prompts)))
     await asyncio.sleep(0.3)
     four.send("prefill-0", signal.SIGKILL)

@@ -36,13 +36,13 @@ async def test_more_than_the_pool_holds_waits_and_is_answered(small: Cluster) ->
         answers = await asyncio.gather(
             *(
                 client.completions.create(
-                    model=small.model, prompt=f"{n}: {long}", max_tokens=48, extra_body={"ignore_eos": True}
+                    model=small.model, prompt=f"{n}: {long}", max_tokens=32, extra_body={"ignore_eos": True}
                 )
                 for n in range(16)
             )
         )
     usages = [answer.usage for answer in answers if answer.usage]
-    assert [usage.completion_tokens for usage in usages] == [48] * 16
+    assert [usage.completion_tokens for usage in usages] == [32] * 16
     assert sum(usage.total_tokens for usage in usages) > 2 * SMALL_POOL
 
 

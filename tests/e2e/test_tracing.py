@@ -118,7 +118,7 @@ async def test_a_killed_decode_worker_shows_as_a_resume_in_the_same_trace(
     cluster: Cluster, collector: Collector
 ) -> None:
     trace_id = secrets.token_hex(16)
-    running_request = asyncio.create_task(complete(cluster, trace_id, tokens=160))
+    running_request = asyncio.create_task(complete(cluster, trace_id, tokens=96))
     await until(lambda: any(s.name == "kv_transfer" for s in collector.of(trace_id)), "the first transfer", 60)
     first = next(span for span in collector.of(trace_id) if span.name == "kv_transfer")
     victim = first.attributes["splitserve.worker"]
