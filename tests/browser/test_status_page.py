@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Literal
 
 import pytest
@@ -32,19 +33,16 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt install chromium"),
     pytest.mark.e2e,
 ]
-Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 @asynccontextmanager
-async def page(width: int = 1180, scheme: Scheme = "light") -> AsyncGenerator[Page, None]:
+async def page(width: int = 1180) -> AsyncGenerator[Page, None]:
     """A page of a fresh browser; whatever it says of errors or refused by the policy fails the test."""
     wrong: list[str] = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = await browser.new_context(
-            viewport={"width": width, "height": 740},
-            color_scheme=scheme,
-        )
+        context = await browser.new_context(viewport={"width": width, "height": 740}, color_scheme="light")
         found = await context.new_page()
         found.on("pageerror", lambda error: wrong.append(str(error)))
         found.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
@@ -69,13 +67,14 @@ def many() -> Snapshot:
 
 
 @pytest.mark.parametrize("look", [cluster, empty, many], ids=["busy", "empty", "many"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1180])
-async def test_nothing_is_wider_than_the_screen(width: int, scheme: Scheme, look: Callable[[], Snapshot]):
-    async with status_page(look) as port, page(width, scheme) as at:
-        await at.goto(f"http://127.0.0.1:{port}/")
-        await expect(at.locator("#status")).to_be_visible()
-        assert await at.evaluate("document.documentElement.scrollWidth") == width
+async def test_nothing_is_wider_than_the_screen(look: Callable[[], Snapshot]):
+    async with status_page(look) as port, page() as at:
+        for width, scheme in product((360, 1180), SCHEMES):
+            await at.set_viewport_size({"width": width, "height": 740})
+            await at.emulate_media(color_scheme=scheme)
+            await at.goto(f"http://127.0.0.1:{port}/")
+            await expect(at.locator("#status")).to_be_visible()
+            assert await at.evaluate("document.documentElement.scrollWidth") == width, scheme
 
 
 async def test_workers_load_picture_and_requests_are_shown_and_follow_the_router():
