@@ -51,11 +51,6 @@ def _compare(references: tuple[Reference, ...], got: list[Answer]) -> None:
             assert len(mine.top) == 5
 
 
-def _all_at_once(case: Case, chunk: int, *, prefix_caching: bool = False) -> list[Answer]:
-    engine = engine_over(case.loaded, chunk=chunk, prefix_caching=prefix_caching)
-    return answers(engine, [reference.prompt for reference in case.references], GREEDY)
-
-
 @pytest.mark.model
 class TestSmolLM2:
     def test_there_are_forty_prompts_of_1_to_2000_tokens(self, smollm2: Case) -> None:
@@ -90,7 +85,15 @@ class TestSmolLM2:
 @pytest.mark.slow
 class TestGemma3:
     def test_all_prompts_at_once_in_chunks_of_64_answer_as_generate(self, gemma3: Case) -> None:
-        _compare(gemma3.references, _all_at_once(gemma3, 64))
+        engine = engine_over(gemma3.loaded, chunk=64, prefix_caching=False)
+        _compare(gemma3.references, answers(engine, [reference.prompt for reference in gemma3.references], GREEDY))
 
-    def test_all_prompts_at_once_and_whole_with_prefix_hits_answer_as_generate(self, gemma3: Case) -> None:
-        _compare(gemma3.references, _all_at_once(gemma3, 2048, prefix_caching=True))
+    def test_all_prompts_at_once_and_whole_and_the_long_again_from_the_prefix_cache_answer_as_generate(
+        self, gemma3: Case
+    ) -> None:
+        engine = engine_over(gemma3.loaded, chunk=2048)
+        _compare(gemma3.references, answers(engine, [reference.prompt for reference in gemma3.references], GREEDY))
+        long = tuple(reference for reference in gemma3.references if len(reference.prompt) > 64)
+        again = answers(engine, [reference.prompt for reference in long], GREEDY)
+        _compare(long, again)
+        assert all(answer.cached_tokens for answer in again)
