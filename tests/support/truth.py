@@ -94,7 +94,7 @@ class Teller:
 
     async def streams(self) -> None:
         for round_ in range(4):
-            await asyncio.gather(*(self.client.stream(f"Tale {round_}.{n}: once upon", 12) for n in range(3)))
+            await asyncio.gather(*(self.client.stream(f"Tale {round_}.{n}: once upon", 8) for n in range(3)))
 
     async def mixed(self) -> None:
         whole = self.client.whole
