@@ -75,7 +75,9 @@ class EngineSettings(Group):
         default=0, ge=0, description="prefill budget of a step in tokens; 0: 512 on a CPU, 2048 on a GPU"
     )
     decode_chunk_tokens: int = Field(
-        default=0, ge=0, description="prefill budget of a step on a decode worker; 0: 64 on a CPU, 256 on a GPU"
+        default=0,
+        ge=0,
+        description="prefill budget of a decode worker's step; 0: 32 on a CPU, 256 on a GPU, where nothing is decoded 256, 2048",
     )
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="share of a GPU's memory that its workers may use"
