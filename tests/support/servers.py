@@ -68,7 +68,10 @@ class Server:
         with closing(socket.socket()) as sock:
             if sock.connect_ex(("127.0.0.1", self.port)) != 0:
                 return False
-        return not self.ready or httpx.get(f"{self.url}{self.ready}", timeout=5).status_code == 200
+        try:
+            return not self.ready or httpx.get(f"{self.url}{self.ready}", timeout=5).status_code == 200
+        except httpx.TransportError:  # it listens and does not answer yet: `start` asks again until its deadline
+            return False
 
     def kill(self) -> None:
         if self.process:

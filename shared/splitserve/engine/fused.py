@@ -125,7 +125,7 @@ class FusedLayer(nn.Module):
     After a model's `last` layer only tokens are looked at whose logits are kept: the others' rows are zeros.
     """
 
-    def __init__(self, layer: Any, asked: LayerAttention, amx: bool, *, last: bool = False) -> None:
+    def __init__(self, layer: Any, asked: LayerAttention, amx: bool, *, last: bool) -> None:
         super().__init__()
         self._last = last
         family = _FAMILIES[type(layer).__name__]

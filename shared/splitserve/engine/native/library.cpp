@@ -157,6 +157,8 @@ struct DecoderLayer : torch::CustomClassHolder {
                     k_pool.size(1) == layer_.shape.kv_heads,
                 "a pool of another shape");
     const Kept kept{keep ? keep->data_ptr<int64_t>() : nullptr, keep ? keep->numel() : tokens};
+    TORCH_CHECK(kept.count <= tokens && (!keep || !kept.count || kept.tokens[kept.count - 1] < tokens), "kept: ", kept.count,
+                " tokens of ", tokens);
     const bool few = kept.count < tokens;
     at::Tensor to = few ? at::zeros_like(hidden) : at::empty_like(hidden);
     layer_.run(hidden.data_ptr<bf16>(), tokens, cos.data_ptr<bf16>(), sin.data_ptr<bf16>(),
