@@ -145,6 +145,19 @@ def test_a_large_vocabulary_draws_the_same_in_any_batch_however_wide_top_p_looks
     assert together == tuple(sampler(logits[i : i + 1], [row])[0][0] for i, row in enumerate(rows))
 
 
+@pytest.mark.parametrize("kept", [1.0, 0.01])
+def test_a_token_of_a_vocabulary_of_many_pieces_is_where_the_running_sum_passes_the_uniform_number(kept: float) -> None:
+    size, rows = 1_000, [_row(seed=seed, index=seed % 7) for seed in range(200)]
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(len(rows), size, generator=random)
+    logits[torch.rand(logits.shape, generator=random) > kept] = float("-inf")
+    logits[:, -1] = 0.0  # one at least, and in the last piece, which is not whole
+    running = torch.softmax(logits.double(), -1).cumsum(-1)
+    uniform = torch.from_numpy(uniforms([row.seed for row in rows], [row.index for row in rows]))
+    expected = torch.searchsorted(running, uniform[:, None] * running[:, -1:], right=True)[:, 0]
+    assert Sampler([], size)(logits, rows)[0] == tuple(expected.tolist())
+
+
 def test_greedy_takes_the_best_token_and_spends_no_randomness() -> None:
     assert _sample([_row(seed=seed, temperature=0.0) for seed in range(20)]) == [3] * 20
 

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from splitserve.engine.batch import SampleRow
 from splitserve.engine.philox import uniforms
 from splitserve.protocol.params import SamplingParams, TokenLogprob
 
 _FIRST_WIDTH = 256  # top_p looks at this many of the best logits first, and at eight times more while that is too few
+_PIECE = 256  # weights that are summed up together
 _LEAST_TEMPERATURE = 1e-6  # below it logits would overflow; what it draws is the best token already
 
 
@@ -101,11 +103,28 @@ def _draw(logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
     cutoff = _cutoffs(weights, rows)
     if cutoff is not None:
         weights = weights * (weights >= cutoff[:, None])
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
     uniform = torch.from_numpy(uniforms([row.seed for row in rows], [row.index for row in rows])).to(logits.device)
-    total = cumulative[:, -1:]
-    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return _at_share(weights, uniform)
+
+
+def _at_share(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Ids `[N]` at which the sum so far of `weights [N, V]` passes `uniform [N]` of the whole; never one without weight.
+
+    In float64, by sums of pieces and then within one: a running sum of a row of 49,152 took three quarters of sampling on a CPU.
+    """
+    rows, vocabulary = weights.shape
+    padded = functional.pad(weights, (0, -vocabulary % _PIECE)) if vocabulary % _PIECE else weights
+    pieces = padded.view(rows, -1, _PIECE)
+    ends = functional.pad(pieces.sum(-1, dtype=torch.float64).cumsum(-1), (1, 0))
+    target = _below(uniform[:, None] * ends[:, -1:], ends[:, -1:])
+    piece = torch.searchsorted(ends, target, right=True) - 1
+    within = pieces[torch.arange(rows, device=weights.device), piece[:, 0]].cumsum(-1, dtype=torch.float64)
+    rest = _below(target - ends.gather(1, piece), within[:, -1:])
+    return (piece * _PIECE + torch.searchsorted(within, rest, right=True))[:, 0]
+
+
+def _below(x: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    return torch.minimum(x, torch.nextafter(limit, torch.zeros_like(limit)))
 
 
 def _cutoffs(weights: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor | None:
@@ -131,7 +150,7 @@ def _cutoffs(weights: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor |
 def _nucleus(weights: torch.Tensor, cutoff: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The least weight of the smallest set of best candidates whose share reaches `top_p [N]`, of those above `cutoff`."""
     kept = weights * (weights >= cutoff[:, None])
-    wanted = (top_p * kept.cumsum(-1, dtype=torch.float64)[:, -1])[:, None]
+    wanted = (top_p * kept.sum(-1, dtype=torch.float64))[:, None]
     vocabulary, width = weights.shape[-1], _FIRST_WIDTH
     while True:
         best = kept.topk(min(width, vocabulary), sorted=True).values
