@@ -52,7 +52,8 @@ class ModelSettings(Group):
     revision: str = Field(default="", description="branch, tag or commit of the model on the hub")
     cache_dir: str = Field(default="", description="folder for converted models; empty: ~/.cache/splitserve")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: the checkpoint's; float32 on a CPU without fast bf16"
+        default="auto",
+        description="auto: the checkpoint's; on a CPU without fast bf16 instructions what a trial at the first start shows faster",
     )
     max_model_len: int = Field(
         default=0, ge=0, description="longest prompt plus answer in tokens; 0: the model's own limit"

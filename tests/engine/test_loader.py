@@ -29,16 +29,25 @@ def bfloat16_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_is_the_checkpoints_format_on_a_cpu_that_is_fast_in_it(
     bfloat16_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splitserve.engine.checkpoint.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("splitserve.engine.checkpoint.made_for_bfloat16", lambda device: True)
     loaded = load(bfloat16_folder, "auto")
     assert (loaded.dtype, loaded.model.dtype) == ("bfloat16", torch.bfloat16)
     assert loaded.layout.groups[0].layers[0].dtype == "bfloat16"
 
 
+def test_auto_is_the_checkpoints_format_on_another_cpu_where_a_trial_shows_it_to_be_the_faster(
+    bfloat16_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitserve.engine.checkpoint.made_for_bfloat16", lambda device: False)
+    monkeypatch.setattr("splitserve.engine.checkpoint.bfloat16_is_faster", lambda cache: True)
+    assert load(bfloat16_folder, "auto").dtype == "bfloat16"
+
+
 def test_auto_is_float32_on_a_cpu_that_is_slow_in_bfloat16_and_says_so_once(
     bfloat16_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("splitserve.engine.checkpoint.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("splitserve.engine.checkpoint.made_for_bfloat16", lambda device: False)
+    monkeypatch.setattr("splitserve.engine.checkpoint.bfloat16_is_faster", lambda cache: False)
     with caplog.at_level(logging.INFO, "splitserve.engine"):
         loaded = load(bfloat16_folder, "auto")
     assert (loaded.dtype, loaded.model.dtype) == ("float32", torch.float32)
@@ -48,7 +57,7 @@ def test_auto_is_float32_on_a_cpu_that_is_slow_in_bfloat16_and_says_so_once(
 
 
 def test_a_format_that_was_asked_for_is_taken(bfloat16_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitserve.engine.checkpoint.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("splitserve.engine.checkpoint.made_for_bfloat16", lambda device: False)
     assert load(bfloat16_folder, "bfloat16").dtype == "bfloat16"
 
 

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils.logging import disable_progress_bar
 
 from splitserve.engine.context import ATTENTION_NAME, register_attention
-from splitserve.engine.devices import fast_bfloat16, free_memory
+from splitserve.engine.devices import free_memory, made_for_bfloat16
+from splitserve.engine.trial import bfloat16_is_faster
 from splitserve.errors import ConfigError, ModelUnavailable, NotEnoughMemory, UnsupportedModel
 from splitserve.kv.layout import ITEM_BYTES
 from splitserve.kv.storage import DTYPES
@@ -41,12 +42,14 @@ def context_length(name: str, config: PretrainedConfig, wanted: int) -> int:
     return wanted or own
 
 
-def choose_dtype(name: str, config: PretrainedConfig, wanted: str, device: torch.device) -> str:
-    """auto: the checkpoint's, but on a CPU only what it is fast in. Raises UnsupportedModel for 8-bit and such."""
+def choose_dtype(name: str, config: PretrainedConfig, wanted: str, device: torch.device, cache: Path) -> str:
+    """auto: the checkpoint's, but on a CPU only what it is fast in. Raises UnsupportedModel for 8-bit and such.
+
+    `cache`: where the outcome of a trial is kept.
+    """
     own = _stored_dtype(config)
     dtype = own if wanted == "auto" else wanted
-    slow = dtype == "float16" or (dtype == "bfloat16" and not fast_bfloat16(device))
-    if wanted == "auto" and device.type == "cpu" and slow:
+    if wanted == "auto" and device.type == "cpu" and _slow(dtype, device, cache):
         _log.info(
             "computing in float32: this CPU is slow in the checkpoint's format", extra={"model": name, "dtype": own}
         )
@@ -54,6 +57,12 @@ def choose_dtype(name: str, config: PretrainedConfig, wanted: str, device: torch
     if dtype not in ITEM_BYTES:
         raise UnsupportedModel(f"{name} cannot be served: its weights are {dtype}; choose one with --dtype")
     return dtype
+
+
+def _slow(dtype: str, device: torch.device, cache: Path) -> bool:
+    return dtype == "float16" or (
+        dtype == "bfloat16" and not made_for_bfloat16(device) and not bfloat16_is_faster(cache)
+    )
 
 
 def checkpoint_bytes(folder: Path, config: PretrainedConfig, dtype: str) -> int:

@@ -17,12 +17,12 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by instructions made for it, not emulated."""
+def made_for_bfloat16(device: torch.device) -> bool:
+    """Whether there is no question that bfloat16 is the faster format: a GPU's, or an x86 CPU that our kernels run on."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     offered = torch.cpu.get_capabilities()
-    return any(offered.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    return any(offered.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def free_memory(device: torch.device) -> int:

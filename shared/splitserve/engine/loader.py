@@ -80,7 +80,7 @@ def load_model(folder: Path, *, model: ModelSettings, engine: EngineSettings) ->
     config = read_config(name, folder)
     max_model_len = context_length(name, config, model.max_model_len)
     check_config(name, config, max_model_len)
-    dtype = choose_dtype(name, config, model.dtype, device)
+    dtype = choose_dtype(name, config, model.dtype, device, cache_folder(model))
     check_memory(name, folder, config, dtype, device)
     loaded = read_weights(name, folder, config, dtype, device)
     pin_longrope(loaded, max_model_len)
