@@ -49,6 +49,23 @@ def test_chunks_are_larger_while_nothing_decodes_beside_them():
     assert shapes == [(0, [5]), (0, [2]), (1, [1, 2]), (1, [1, 1])]
 
 
+def test_a_step_that_takes_in_a_sequence_handed_over_reads_no_prompt_beside_it_but_no_two_in_a_row():
+    bench = Bench(chunk_tokens=2)
+    for key in ("moved", "moved too"):
+        bench.add(key, prompt(1), Mode.AWAIT, max_tokens=50)
+    bench.add("a", prompt(2, 1), max_tokens=50)
+    bench.step()
+    bench.add("b", prompt(3, 7), max_tokens=50)
+    bench.step()
+    for key in ("moved", "moved too"):
+        bench.load(key, prompt(1), 0, [toy_token(prompt(1), 100, 0)])
+        bench.step()
+    bench.step()
+
+    shapes = [(batch.num_decodes, [len(row.ids) for row in batch.rows]) for batch in bench.runner.batches]
+    assert shapes == [(0, [1]), (1, [1, 2]), (2, [1, 1]), (3, [1, 1, 1, 2]), (3, [1, 1, 1, 2])]
+
+
 def test_a_batch_has_no_more_sequences_than_seats():
     bench = Bench(max_num_seqs=3, chunk_tokens=64)
     for number in range(6):

@@ -1,7 +1,8 @@
 """Which rows go into the next step.
 
 All decodes first, then chunks up to the token budget: sequences that replay, prompts under way, new prompts in order of
-(priority, arrival). A prompt gets blocks for all of its ids when its first chunk is scheduled, so two half-read prompts
+(priority, arrival). A step that takes in a sequence whose prompt was read elsewhere reads no prompts itself, but no two in a
+row: its first token has waited for the hand-over and for the step before. A prompt gets blocks for all of its ids when its first chunk is scheduled, so two half-read prompts
 cannot wait for each other. When a decode finds the pool dry, the newest job in the batch gives way, itself if need be:
 the oldest always gets on. Held and awaited blocks are never taken: their leases and deadlines end them.
 """
@@ -58,6 +59,7 @@ class Scheduler:
         self.loaded: list[Job] = []
         self.computing: list[Job] = []
         self.running: list[Sequence] = []
+        self._light = False  # the last step read no prompts
 
     @property
     def queued_tokens(self) -> int:
@@ -113,12 +115,15 @@ class Scheduler:
     def schedule(self, now: float) -> Plan:
         """Rows of the next step; none when nothing can go on."""
         plan = Plan()
-        self._seat_loaded(now)
+        seated = self._seat_loaded(now)
         self._make_room(plan)
         replays = self._add_decodes(plan)
         budget = self._config.chunk_tokens
         if not self.running:  # no inter-token latency to keep
             budget = max(budget, self._config.lone_chunk_tokens)
+        self._light = seated and plan.num_decodes > 0 and not self._light
+        if self._light:
+            budget = 0
         budget = self._add_replays(plan, replays, budget)
         budget = self._add_prompts(plan, self.computing, budget)
         while budget > 0 and (job := self._start_next(plan, now)):
@@ -129,11 +134,15 @@ class Scheduler:
         taken = len(self.running) + sum(job.seats for job in self.computing)
         return taken + job.seats <= self._config.max_num_seqs
 
-    def _seat_loaded(self, now: float) -> None:
+    def _seat_loaded(self, now: float) -> bool:
+        """Whether there was one."""
+        seated = False
         while self.loaded and self._seats_for(self.loaded[0]):
             job = self.loaded.pop(0)
             job.start(now)
             self.run(job)
+            seated = True
+        return seated
 
     def _make_room(self, plan: Plan) -> None:
         """A block for each position that will be written; oldest first, so that those who give way come after."""
