@@ -151,7 +151,7 @@ class Exchange:
     def _take(self, arrived: list[Arrival]) -> bool:
         """Take what has arrived into the answers. False: that is all, or `_failure` ended the request."""
         for prompt, event, at in arrived:
-            began = time.monotonic()
+            began = time.monotonic() if self._first_at is None else 0.0
             try:
                 taken = self._answers.take(prompt, event, at)
             except SplitserveError as error:
