@@ -139,12 +139,8 @@ class Answers:
         self.preemptions = 0
         self.stages: list[dict[str, float]] = []
         self.started = False
+        self.done = False  # every prompt had its Done
         self._open = len(submissions)
-
-    @property
-    def done(self) -> bool:
-        """Every prompt had its Done."""
-        return self._open == 0
 
     def take(self, prompt: int, event: GenerationEvent, at: float) -> Taken:
         """Raises the request's own error when it failed; nothing but that error may follow then."""
@@ -161,6 +157,9 @@ class Answers:
         return Taken(answer.take(event), first, gap)
 
     def drain(self) -> list[Delta]:
+        if len(self.choices) == 1:
+            delta = self.choices[0].drain()
+            return [] if delta is None else [delta]
         return [delta for answer in self.choices if (delta := answer.drain()) is not None]
 
     def usage(self, stages: Mapping[str, float]) -> Usage:
@@ -177,5 +176,6 @@ class Answers:
             error: SplitserveError = event.error or RequestFailed("the request ended before its answer did")
             raise error
         self._open -= 1
+        self.done = self._open == 0
         self.preemptions += event.preemptions
         self.stages.append(event.stages)
