@@ -75,7 +75,8 @@ class EventStream:
 
     def _flush(self) -> None:
         if self._unsent and self._put is not None:
-            events, self._unsent = b"".join(self._unsent), []
+            events = b"".join(self._unsent)
+            self._unsent.clear()
             self._sent(self._put, events)
 
     def _sent(self, put: Callable[[bytes], None], events: bytes) -> None:
