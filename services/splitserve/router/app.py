@@ -40,6 +40,7 @@ from splitserve.router.openai.unserved import embeddings
 from splitserve.router.parts import ROUTER_PAGE, RouterParts
 from splitserve.router.render import Renderer
 from splitserve.router.status.routes import SNAPSHOT, status_routes
+from splitserve.router.turn import Turn
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -82,6 +83,7 @@ def create_app(parts: RouterParts) -> FastAPI:
         parts=parts,
         renderer=Renderer(parts.tokenizer, parts.facts, trust_request_template=parts.trust_request_chat_template),
         reader=FieldReader(strict=parts.http.strict_fields),
+        turn=Turn(),
         started=int(time.time()),
     )
     described = APIRouter()

@@ -45,7 +45,9 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, RunningGeneration] = {}
         self._records: dict[str, Record] = {}  # of live requests
-        self._shell = Shell(core, bus, {Deliver: self._deliver, Save: self._save, Crashed: self._crashed})
+        self._delivered = 0  # tokens, of the event under way
+        acts = {Deliver: self._deliver, Save: self._save, Crashed: self._crashed}
+        self._shell = Shell(core, bus, acts, watch=self._handled)
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -160,10 +162,15 @@ class Dispatcher:
         generation.cached_tokens = cached_tokens
         if isinstance(event, Tokens):
             if generation.counts:
-                self.delivered(len(event.ids))
+                self._delivered += len(event.ids)
         elif isinstance(event, Done):
             del self._running[rid]
         generation.hear(event)
+
+    def _handled(self, _event: object, _commands: object, _now: float) -> None:
+        if self._delivered:
+            tokens, self._delivered = self._delivered, 0
+            self.delivered(tokens)
 
     def _save(self, command: Save) -> None:
         record = command.record

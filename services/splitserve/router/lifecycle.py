@@ -294,7 +294,7 @@ class Lifecycle:
 
     def row(self, choice: int, row: TokenRow) -> None:
         r, leg = self.request, self.request.decode
-        if leg is None or not r.is_current(row.da):
+        if leg is None or (leg.job.da != row.da and not r.is_current(row.da)):
             return
         if not leg.accepted:
             self.decode_accepted(leg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.states import Role
@@ -38,6 +38,10 @@ class RouterMetrics:
     def answered(self, answer: HttpAnswer) -> None:
         self._http.answered(answer)
 
+    def gaps(self, seconds: Sequence[float]) -> None:
+        for gap in seconds:
+            self.gap.observe(gap)
+
     # --- the page ---
 
     def page(self) -> bytes:
@@ -51,8 +55,8 @@ class RouterMetrics:
         return self.metrics.answer(accept)
 
     def _refresh(self) -> None:
-        self.gap.refresh()
         self.refresh()
+        self.gap.refresh()
 
 
 class RequestMetrics:

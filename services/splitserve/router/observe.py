@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -75,6 +75,10 @@ class Observer(Protocol):
         """An HTTP answer ended."""
         ...
 
+    def gaps(self, seconds: Sequence[float]) -> None:
+        """What several requests would have been told by `gap`, from who gathers it (`Observers`)."""
+        ...
+
 
 class NullObserver:
     """Tells nobody."""
@@ -93,3 +97,5 @@ class NullObserver:
     def refused(self, error: SplitserveError) -> None: ...
 
     def answered(self, answer: HttpAnswer) -> None: ...
+
+    def gaps(self, seconds: Sequence[float]) -> None: ...

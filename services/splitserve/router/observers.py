@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from splitserve.errors import SplitserveError
 from splitserve.router.observe import HttpAnswer, Observer, RequestEnd, RequestObserver
 
 
 class Observers:
-    """Tells all of them, in order."""
+    """Tells all of them, in order. Gaps, one a token, are gathered: `flush` tells them, and so does a request's end."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
+        self._gaps: list[float] = []
 
     def request(self, endpoint: str) -> RequestObservers:
-        return RequestObservers([observer.request(endpoint) for observer in self._observers])
+        told = [observer.request(endpoint) for observer in self._observers]
+        return RequestObservers(told, self._gaps.append, self.flush)
+
+    def gaps(self, seconds: Sequence[float]) -> None:
+        self._gaps.extend(seconds)
+
+    def flush(self) -> None:
+        """Tell what was gathered: for who reads, and now and then, so that it stays little."""
+        if self._gaps:
+            seconds = self._gaps.copy()
+            self._gaps.clear()
+            for observer in self._observers:
+                observer.gaps(seconds)
 
     def refused(self, error: SplitserveError) -> None:
         for observer in self._observers:
@@ -27,9 +42,12 @@ class Observers:
 class RequestObservers:
     """Tells all of them of one request."""
 
-    def __init__(self, observers: list[RequestObserver]) -> None:
+    def __init__(
+        self, observers: list[RequestObserver], gap: Callable[[float], None], flush: Callable[[], None]
+    ) -> None:
+        self.gap = gap
         self._observers = observers
-        self._gaps = tuple(observer.gap for observer in observers)  # one a token
+        self._flush = flush
 
     def tokenised(self, seconds: float) -> None:
         for observer in self._observers:
@@ -39,10 +57,7 @@ class RequestObservers:
         for observer in self._observers:
             observer.first_token(seconds)
 
-    def gap(self, seconds: float) -> None:
-        for gap in self._gaps:
-            gap(seconds)
-
     def end(self, end: RequestEnd) -> None:
+        self._flush()
         for observer in self._observers:
             observer.end(end)

@@ -92,6 +92,7 @@ class _Router:
         status: StatusSource,
         store: Store,
         metrics: RouterMetrics,
+        observers: Observers,
         fleet_page: FleetPage,
         tracer: Tracer,
     ) -> None:
@@ -100,6 +101,7 @@ class _Router:
         self._dispatcher = dispatcher
         self._store = store
         self._metrics = metrics
+        self._observers = observers
         self._status = status
         self._tracer = tracer
 
@@ -155,12 +157,24 @@ class _Router:
         dispatcher.delivered = status.delivered
         store.announce(life, core.incarnation)
         page = FleetPage(dispatcher.beats, subjects, lives=dispatcher.lives, own=metrics.page)
-        metrics.refresh = Gauges(metrics.metrics, dispatcher, store).refresh
-        return cls(settings, dispatcher, status, store, metrics, page, tracer)
+        observers, gauges = Observers(metrics, status.observer), Gauges(metrics.metrics, dispatcher, store)
+
+        def refresh() -> None:
+            observers.flush()
+            gauges.refresh()
+
+        metrics.refresh = refresh
+        return cls(settings, dispatcher, status, store, metrics, observers, page, tracer)
 
     async def watch_lag(self) -> None:
-        """Until cancelled."""
-        await watch_lag(self._metrics.metrics.histogram("splitserve_event_loop_lag_seconds").observe)
+        """Until cancelled: tell how late the loop is, and what the observers gathered meanwhile."""
+        observe = self._metrics.metrics.histogram("splitserve_event_loop_lag_seconds").observe
+
+        def look(late_s: float) -> None:
+            observe(late_s)
+            self._observers.flush()
+
+        await watch_lag(look)
 
     def readiness(self, tokenizer: Tokenizer) -> Readiness:
         ids = tuple(tokenizer.encode("Ready?", False))
@@ -190,7 +204,7 @@ class _Router:
             read_request=self._read_request,
             why_not_ready=readiness.why_not,
             metrics_pages={FLEET_PAGE: self.fleet_page.page, ROUTER_PAGE: self._own_page},
-            observer=Observers(self._metrics, self._status.observer),
+            observer=self._observers,
             status=feed if self._settings.http.status_page else None,
             tracer=self._tracer,
             trust_request_chat_template=self._settings.model.trust_request_chat_template,

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from splitserve.router.http_errors import ClientGone
 from splitserve.router.protocol import CONNECTION
+from splitserve.router.turn import Turn
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 _HEADERS = [
@@ -22,7 +23,14 @@ class EventStream:
     """Headers go out with the first events, so that an early failure can have its own status."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, headers: Iterable[tuple[bytes, bytes]], *, stall_s: float
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        stall_s: float,
+        turn: Turn,
     ) -> None:
         self.started = False
         self._receive = receive
@@ -33,13 +41,17 @@ class EventStream:
         self._put: Callable[[bytes], None] | None = connection["write"] if connection else None
         self._full: Callable[[], bool] = connection["full"] if connection else bool
         self._state = scope["state"]
+        self._turn = turn
+        self._unsent: list[bytes] = []  # not empty means that `_flush` is due
 
     async def write(self, events: bytes) -> None:
         """Raises ClientGone when the client has read nothing for `stall_s`."""
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        if self.write_at_once(events):
+        self._flush()
+        if self._put is not None and not self._full():
+            self._sent(self._put, events)
             return
         try:
             async with asyncio.timeout(self._stall_s):
@@ -48,16 +60,28 @@ class EventStream:
             await self._drop()
             raise ClientGone from None
 
-    def write_at_once(self, events: bytes) -> bool:
-        """False: nothing was written, for it would mean to wait; `write` does."""
+    def write_soon(self, events: bytes) -> bool:
+        """Write in the loop's next turn. False: nothing will be, for it would mean to wait; `write` does."""
         if not self.started or self._put is None or self._full():
             return False
-        self._put(events)
-        self._state["written"] += len(events)
+        if not self._unsent:
+            self._turn.soon(self._flush)
+        self._unsent.append(events)
         return True
 
     async def end(self) -> None:
+        self._flush()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _flush(self) -> None:
+        if self._unsent and self._put is not None:
+            events = b"".join(self._unsent)
+            self._unsent.clear()
+            self._sent(self._put, events)
+
+    def _sent(self, put: Callable[[bytes], None], events: bytes) -> None:
+        put(events)
+        self._state["written"] += len(events)
 
     async def _drop(self) -> None:
         """The client reads nothing: drop it, where the server knows how."""

@@ -160,7 +160,11 @@ class AnswerText:
         """Text that may be shown now. Ids after a stop string are ignored: `tokens` does not count them."""
         if not self._one_by_one:
             self.tokens += len(ids)
-            return self._detokenise(ids if self._mute.isdisjoint(ids) else [id for id in ids if id not in self._mute])
+            if not self._mute.isdisjoint(ids):
+                return self._detokenise([id for id in ids if id not in self._mute])
+            text = self._detokenizer.push(ids)  # and not by `_detokenise`: nearly every token comes here
+            self.length += len(text)
+            return text
         shown = ""
         for id in ids:
             if self.stopped is not None:

@@ -11,6 +11,7 @@ class Transcript:
     """Tokens and ends of n answers. Also knows how far the current decode worker is said to be, to see gaps."""
 
     def __init__(self, n: int, *, index_once: bool = True) -> None:
+        self.n = n
         self.outputs: list[list[int]] = [[] for _ in range(n)]
         self.ends: list[FinishReason | None] = [None] * n  # None: open
         self._heard: list[int] = [0] * n  # length that the current attempt claims
@@ -18,10 +19,6 @@ class Transcript:
 
     def __len__(self) -> int:
         return sum(map(len, self.outputs))
-
-    @property
-    def n(self) -> int:
-        return len(self.outputs)
 
     @property
     def closed(self) -> bool:
@@ -61,8 +58,9 @@ class Transcript:
         """Take a row; what is new of it, as events. A row behind a gap gives nothing (see `behind`)."""
         have = self.outputs[choice]
         if first_index == len(have) and finish is FinishReason.RUNNING and ids and self.ends[choice] is None:
-            self.heard(choice, first_index + len(ids))  # the next of a running answer: nearly every row is
-            have.extend(ids)
+            have.extend(ids)  # the next of a running answer: nearly every row is
+            if len(have) > self._heard[choice]:
+                self._heard[choice] = len(have)
             return [Tokens(choice, first_index, ids, logprobs)]
         self.heard(choice, first_index + len(ids) + (finish is not FinishReason.RUNNING and not ids))
         if self.ends[choice] is not None:

@@ -36,7 +36,10 @@ class Tokenizer:
         # decoding two lists of ids in a row is decoding both at once
         self.concatenates = self._decoders == frozenset(("ByteLevel",))
         self._bytes: dict[int, bytes] = {}
-        self._alone: dict[tuple[int, bool], str] = {}  # text of an id by itself: most of what streams ask for
+        self._alone: tuple[dict[int, str], dict[int, str]] = (
+            {},
+            {},
+        )  # text of an id by itself, without skipping and with
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -67,12 +70,12 @@ class Tokenizer:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids that the vocabulary lacks are left out."""
         if len(ids) != 1:
             return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        key = (ids[0], skip_special_tokens)
-        text = self._alone.get(key)
+        alone, id = self._alone[skip_special_tokens], ids[0]  # most of what streams ask for
+        text = alone.get(id)
         if text is None:
             text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
             if text:  # ids without a token are without number
-                self._alone[key] = text
+                alone[id] = text
         return text
 
     def token_bytes(self, id: int) -> bytes:

@@ -14,7 +14,8 @@ TERMINAL_TTL_S = 600.0
 PRESENCE_TTL_S = 5.0
 PRESENCE_EVERY_S = 1.5
 
-# KEYS[1] = req key; ARGV = owner, seq, ttl in ms, then field, value, … Answers 1 written or already there, 0 refused.
+# KEYS[1] = req key; ARGV = owner, seq, ttl in ms, and field, value, … as one JSON list: redis-py packs each argument by
+# itself, which cost the router more than making them. Answers 1 written or already there, 0 refused.
 SAVE_LUA = """
 local have = redis.call('HMGET', KEYS[1], 'owner', 'seq', 'final')
 if have[1] then
@@ -22,7 +23,7 @@ if have[1] then
   if tonumber(have[2]) == tonumber(ARGV[2]) then return 1 end
   if have[3] == '1' or tonumber(have[2]) > tonumber(ARGV[2]) then return 0 end
 end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'seq', ARGV[2], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'seq', ARGV[2], unpack(cjson.decode(ARGV[4])))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """

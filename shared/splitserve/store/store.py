@@ -11,7 +11,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
+import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -176,7 +178,7 @@ class Store:
     async def _send(self, rows: list[StateRow]) -> list[object]:
         pipe = self._redis.pipeline(transaction=False)
         for row in rows:
-            pairs = [x for pair in row.fields.items() for x in pair]
+            pairs = ["final", "1" if row.final else "0", *chain.from_iterable(row.fields.items())]
             pipe.evalsha(
                 self._sha,
                 1,
@@ -184,9 +186,7 @@ class Store:
                 row.owner,
                 str(row.seq),
                 str(int(row.ttl_s * 1000)),
-                "final",
-                "1" if row.final else "0",
-                *pairs,
+                orjson.dumps(pairs),
             )
         return list(await pipe.execute(raise_on_error=False))
 

@@ -10,6 +10,7 @@ import pytest
 from splitserve.protocol.params import SamplingParams
 from splitserve.router.generation import Generation, GenerationEvent, Hear, Submission, Tokens
 from splitserve.router.openai.running import Arrival, Inbox
+from splitserve.router.turn import Turn
 
 
 class Told:
@@ -34,7 +35,7 @@ def token(index: int) -> GenerationEvent:
 
 
 async def opened(stack: AsyncExitStack) -> tuple[Inbox, Told]:
-    inbox, told = Inbox(), Told()
+    inbox, told = Inbox(Turn()), Told()
     await inbox.open(told, Submission("r", "m", (1,), SamplingParams(max_tokens=9), (0,), 1.0), stack)
     return inbox, told
 

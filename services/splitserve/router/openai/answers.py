@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from splitserve.errors import RequestFailed, SplitserveError
@@ -65,23 +66,27 @@ class Answer:
 
     def take(self, event: Tokens) -> bool:
         """True when a stop string was met: this answer needs no more tokens."""
-        if self.ended:
+        if self.finish_reason is not None:
             return False
-        before = self._text.tokens
+        text, delta = self._text, self._delta
+        before = text.tokens
         if event.logprobs:
-            self._delta.records = records = [*self._delta.records]
+            delta.records = records = [*delta.records]
             for id, logprob in zip(event.ids, event.logprobs, strict=True):
-                records.append(TokenRecord(id, logprob, self._text.length))
-                self._delta.text += self._text.push((id,))
-                if self._text.stopped is not None:
+                records.append(TokenRecord(id, logprob, text.length))
+                delta.text += text.push((id,))
+                if text.stopped is not None:
                     break
         else:
-            self._delta.text += self._text.push(event.ids)
-        self._delta.tokens += self._text.tokens - before
-        self._last_id = event.ids[-1] if event.ids else self._last_id
-        if self._text.stopped is not None:
-            self._end("stop", self._text.stopped)
-        return self.ended
+            delta.text += text.push(event.ids)
+        delta.tokens += text.tokens - before
+        if event.ids:
+            self._last_id = event.ids[-1]
+        stopped = text.stopped
+        if stopped is None:
+            return False
+        self._end("stop", stopped)
+        return True
 
     def finish(self, reason: FinishReason) -> None:
         if self.ended or reason not in _REASONS:  # an engine's error comes with Done
@@ -115,6 +120,8 @@ class Taken(NamedTuple):
 
 
 _NOTHING = Taken()
+# without the constructor, a Python function: one is made for each token
+_taken: Callable[[tuple[bool, bool, float | None]], Taken] = partial(tuple.__new__, Taken)
 
 
 class Answers:
@@ -139,12 +146,8 @@ class Answers:
         self.preemptions = 0
         self.stages: list[dict[str, float]] = []
         self.started = False
+        self.done = False  # every prompt had its Done
         self._open = len(submissions)
-
-    @property
-    def done(self) -> bool:
-        """Every prompt had its Done."""
-        return self._open == 0
 
     def take(self, prompt: int, event: GenerationEvent, at: float) -> Taken:
         """Raises the request's own error when it failed; nothing but that error may follow then."""
@@ -158,9 +161,12 @@ class Answers:
         first, self.started = not self.started, True
         gap = None if answer.last_at is None else at - answer.last_at
         answer.last_at = at
-        return Taken(answer.take(event), first, gap)
+        return _taken((answer.take(event), first, gap))
 
     def drain(self) -> list[Delta]:
+        if len(self.choices) == 1:
+            delta = self.choices[0].drain()
+            return [] if delta is None else [delta]
         return [delta for answer in self.choices if (delta := answer.drain()) is not None]
 
     def usage(self, stages: Mapping[str, float]) -> Usage:
@@ -177,5 +183,6 @@ class Answers:
             error: SplitserveError = event.error or RequestFailed("the request ended before its answer did")
             raise error
         self._open -= 1
+        self.done = self._open == 0
         self.preemptions += event.preemptions
         self.stages.append(event.stages)

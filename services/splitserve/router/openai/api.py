@@ -18,6 +18,7 @@ from splitserve.router.openai.schema.fields import GenerationFields
 from splitserve.router.openai.schema.reader import FieldReader
 from splitserve.router.parts import RouterParts
 from splitserve.router.render import Renderer
+from splitserve.router.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Api:
     parts: RouterParts
     renderer: Renderer
     reader: FieldReader
+    turn: Turn
     started: int  # wall clock, whole seconds
 
     def check_model(self, name: str | None) -> str:

@@ -48,7 +48,7 @@ async def generate(api: Api, http: Request, prepare: Prepare, wire: Wire, *, str
     watch.tokenised(tokenise_s)
     job = replace(job, submissions=tuple(replace(one, tokenise_s=tokenise_s) for one in job.submissions))
     watch.asked(job)
-    exchange = Exchange(job, wire, api.parts.generator, api.parts.tokenizer, watch)
+    exchange = Exchange(job, wire, api.parts.generator, api.parts.tokenizer, watch, api.turn)
     headers = {} if http.state.client_request_id else {"x-request-id": job.rid}
     if stream:
         return StreamedAnswer(exchange, headers, stall_s=api.parts.stall_s)

@@ -22,6 +22,7 @@ from splitserve.router.refusals import refusal_reason
 from splitserve.router.sse import EventStream
 from splitserve.router.stages import breakdown, gap_breakdown
 from splitserve.router.text import TextRules, Vocabulary
+from splitserve.router.turn import Turn
 
 T = TypeVar("T")
 
@@ -55,14 +56,15 @@ class Exchange:
     """One job on its way, and what is to be reported of it."""
 
     def __init__(
-        self, job: Job, wire: Wire, generator: Generator, tokenizer: TokenText, watch: RequestObserver
+        self, job: Job, wire: Wire, generator: Generator, tokenizer: TokenText, watch: RequestObserver, turn: Turn
     ) -> None:
+        self.turn = turn
         self._job = job
         self._wire = wire
         self._generator = generator
         self._tokenizer = tokenizer
         self._watch = watch
-        self._inbox = Inbox()
+        self._inbox = Inbox(turn)
         self._answers = Answers(
             tokenizer, job.rules, job.submissions, job.stop_token_ids, lambda: self._inbox.cached_tokens
         )
@@ -115,7 +117,7 @@ class Exchange:
                 unwritten = writer.opening(range(len(answers.choices)), answers.usage_of) + unwritten
             if answers.done:
                 unwritten += writer.closing(answers.usage(self._stages()))
-            if unwritten and events.write_at_once(unwritten):
+            if unwritten and events.write_soon(unwritten):
                 unwritten = b""
             return more and not unwritten
 
@@ -149,7 +151,7 @@ class Exchange:
     def _take(self, arrived: list[Arrival]) -> bool:
         """Take what has arrived into the answers. False: that is all, or `_failure` ended the request."""
         for prompt, event, at in arrived:
-            began = time.monotonic()
+            began = time.monotonic() if self._first_at is None else 0.0
             try:
                 taken = self._answers.take(prompt, event, at)
             except SplitserveError as error:
@@ -215,7 +217,7 @@ class StreamedAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-        events = EventStream(scope, receive, send, own, stall_s=self._stall_s)
+        events = EventStream(scope, receive, send, own, stall_s=self._stall_s, turn=self._exchange.turn)
         try:
             await self._exchange.stream(receive, events)
         except SplitserveError as error:

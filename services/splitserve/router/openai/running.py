@@ -13,6 +13,7 @@ from starlette.types import Receive
 
 from splitserve.router.generation import Generation, GenerationEvent, Generator, Submission
 from splitserve.router.http_errors import ClientGone
+from splitserve.router.turn import Turn
 
 Arrival = tuple[int, GenerationEvent, float]  # prompt, event, when it came
 
@@ -23,10 +24,11 @@ class Inbox:
     """Events of several generations in the order of arrival, however slowly they are taken out: what has piled up
     meanwhile is taken at once, so that under load it becomes one write.
 
-    Who takes them is called by the event loop, and no task is woken for a token: that cost more than its text did.
+    Who takes them is called in `turn`, and no task is woken for a token: that cost more than its text did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
         self._generations: list[Generation] = []
         self._arrived: list[Arrival] = []  # while somebody takes: not empty means that `_hand_over` is due
         self._take: Callable[[list[Arrival]], bool] | None = None
@@ -46,10 +48,9 @@ class Inbox:
 
     async def each(self, take: Callable[[list[Arrival]], bool]) -> None:
         """Call `take` with all that has arrived, each time something has, until it says False; what it raises is raised."""
-        loop = asyncio.get_running_loop()
-        self._take, self._taken = take, loop.create_future()
+        self._take, self._taken = take, asyncio.get_running_loop().create_future()
         if self._arrived:
-            loop.call_soon(self._hand_over)
+            self._turn.soon(self._hand_over)
         try:
             await self._taken
         finally:
@@ -57,7 +58,7 @@ class Inbox:
 
     def _hear(self, prompt: int, event: GenerationEvent) -> None:
         if self._take is not None and not self._arrived:
-            self._taken.get_loop().call_soon(self._hand_over)  # not at once: more of the same moment may follow
+            self._turn.soon(self._hand_over)  # not at once: more of the same moment may follow
         self._arrived.append((prompt, event, time.monotonic()))
 
     def _hand_over(self) -> None:

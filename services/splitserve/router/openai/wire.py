@@ -191,6 +191,8 @@ class ChunkWriter:
         return b"".join(self._event(chunk, index, usage) for index, chunk in chunks if chunk)
 
     def deltas(self, deltas: Sequence[Delta], usage: Callable[[int], Usage]) -> bytes:
+        if len(deltas) == 1:
+            return self._delta(deltas[0], usage)
         return b"".join([self._delta(delta, usage) for delta in deltas])
 
     def closing(self, usage: Usage) -> bytes:

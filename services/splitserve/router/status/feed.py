@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import orjson
@@ -71,4 +71,9 @@ class RecentObserver(NullObserver):
         self._recent.ttft.add(seconds, time.monotonic())
 
     def gap(self, seconds: float) -> None:
-        self._recent.gaps.add(seconds, time.monotonic())
+        self.gaps((seconds,))
+
+    def gaps(self, seconds: Sequence[float]) -> None:
+        now = time.monotonic()
+        for gap in seconds:
+            self._recent.gaps.add(gap, now)

@@ -13,6 +13,7 @@ from splitserve.router.http_errors import ClientGone
 from splitserve.router.openai.running import unless_gone
 from splitserve.router.sse import EVENT_STREAM, EventStream
 from splitserve.router.status.feed import StatusFeed
+from splitserve.router.turn import Turn
 
 SNAPSHOT = "/status.json"
 EVENTS = "/status/events"
@@ -71,7 +72,7 @@ class _Watched(Response):
         self._feed = feed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = EventStream(scope, receive, send, (), stall_s=_STALL_S)
+        events = EventStream(scope, receive, send, (), stall_s=_STALL_S, turn=Turn())
         try:
             await unless_gone(receive, self._write(events))
         except ClientGone:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from splitserve.protocol.messages.columns import U1, U2, U4
@@ -50,6 +51,10 @@ class TokenRow(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+# a row without the constructor, which is a Python function: a token that goes through few of them costs half
+_row: Callable[[tuple[object, ...]], TokenRow] = partial(tuple.__new__, TokenRow)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenFrame:
     """The tokens of one step for one router, as columns. `stream_seq` counts this worker's frames to this router."""
@@ -88,12 +93,13 @@ class TokenFrame:
     def rows(self) -> Iterator[TokenRow]:
         firsts = {f.row: f for f in self.firsts}
         logprobs = {p.row: p.tokens for p in self.logprobs}
-        at = 0
+        ids, at = self.ids, 0
         columns = zip(self.slots, self.das, self.first_indices, self.counts, self.finishes, strict=True)
         for n, (slot, da, first_index, count, finish) in enumerate(columns):
-            ids = self.ids[at : at + count]
-            yield TokenRow(slot, da, first_index, ids, _REASONS[finish], firsts.get(n), logprobs.get(n, ()))
-            at += count
+            first, logprob = (firsts.get(n), logprobs.get(n, ())) if firsts or logprobs else (None, ())
+            behind = at + count
+            yield _row((slot, da, first_index, ids[at:behind], _REASONS[finish], first, logprob))
+            at = behind
 
 
 @dataclass(frozen=True, slots=True)
