@@ -49,6 +49,18 @@ def test_chunks_are_larger_while_nothing_decodes_beside_them():
     assert shapes == [(0, [5]), (0, [2]), (1, [1, 2]), (1, [1, 1])]
 
 
+@pytest.mark.parametrize(("decodes", "chunk"), [(1, 5), (2, 2), (3, 2)])
+def test_the_more_sequences_wait_for_a_step_the_less_prompt_it_reads_but_always_a_quarter(decodes: int, chunk: int):
+    bench = Bench(chunk_tokens=8, tokens_a_decode=3)
+    for number in range(decodes):
+        bench.add(number, prompt(number, 1), max_tokens=50)
+    bench.step()
+    bench.add("long", prompt(9, 20), max_tokens=50)
+    bench.step()
+
+    assert [len(row.ids) for row in bench.runner.batches[-1].rows] == [*[1] * decodes, chunk]
+
+
 def test_a_step_that_takes_in_a_sequence_handed_over_reads_no_prompt_beside_it_but_no_two_in_a_row():
     bench = Bench(chunk_tokens=2)
     for key in ("moved", "moved too"):

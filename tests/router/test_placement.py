@@ -20,7 +20,7 @@ IDLE = Candidate(
     chunk_tokens=64,
     bytes_per_token=20_000,
 )
-BUSY = replace(IDLE, idle=False, context=500)
+BUSY = replace(IDLE, idle=False, context=500, running=10)
 PREFILL = replace(IDLE, name="p0", chunk_tokens=512)
 
 
@@ -48,9 +48,16 @@ def test_a_small_uncached_part_is_read_by_decode():
     assert placed(need(17), [BUSY], [PREFILL]).prefill == "p0"
 
 
-def test_a_prefill_queue_twice_as_long_makes_local_the_better_way():
+def test_a_prefill_queue_twice_as_long_makes_local_the_better_way_beside_ten_sequences():
     assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=190)]).prefill == "p0"
     assert placed(need(200), [BUSY], [replace(PREFILL, queued_tokens=210)]).prefill is None
+
+
+def test_the_fewer_sequences_a_chunk_delays_the_sooner_a_prompt_is_read_by_decode():
+    few, many = replace(BUSY, running=2), replace(BUSY, running=30)
+    assert placed(need(200), [few], [replace(PREFILL, queued_tokens=60)]).prefill is None
+    assert placed(need(200), [many], [replace(PREFILL, queued_tokens=500)]).prefill == "p0"
+    assert placed(need(200), [many], [replace(PREFILL, queued_tokens=700)]).prefill is None
 
 
 def test_split_always_and_never_overrule_every_estimate():

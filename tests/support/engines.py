@@ -63,6 +63,7 @@ class Bench:
         prefix_caching: bool = True,
         fingerprint: str = "toy",
         lone_chunk_tokens: int = 0,
+        tokens_a_decode: int = 0,
     ) -> None:
         self.config = EngineConfig(
             block_tokens,
@@ -73,6 +74,7 @@ class Bench:
             fingerprint,
             prefix_caching,
             lone_chunk_tokens,
+            tokens_a_decode,
         )
         self.pool = BlockPool(blocks)
         self.runner = CheckedRunner(self.pool, self.config)

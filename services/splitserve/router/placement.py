@@ -14,7 +14,7 @@ from enum import StrEnum
 BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
 SHORT = 4  # of a decode worker's chunk, one part in so many adds no more to its step than a hand-over takes
-LOCAL_PRICE = 2.0  # every chunk read beside decodes delays their tokens: only a queue twice as long is worth it
+DELAYED = 0.1  # what each sequence that a chunk is read beside adds to its price: the chunk delays a token of each
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 
 
@@ -51,6 +51,7 @@ class Candidate:
     rate: float  # prompt tokens a second; of a decode worker that is not idle, beside its decodes
     chunk_tokens: int
     bytes_per_token: int
+    running: int = 0  # sequences in its batch, by its last beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,14 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return False, Why.IDLE
     if uncached * SHORT <= decode.chunk_tokens:
         return False, Why.SHORT
+    local_price = 1 + DELAYED * decode.running
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
         + uncached * decode.bytes_per_token / BYTES_PER_S
         + HAND_OVER_S
     )
     local_s = (decode.queued_tokens + uncached) / decode.rate
-    return remote_s <= LOCAL_PRICE * local_s, Why.FASTER
+    return remote_s <= local_price * local_s, Why.FASTER
 
 
 def difference(one: Candidate, other: Candidate) -> str:

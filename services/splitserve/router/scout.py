@@ -135,4 +135,5 @@ class Scout:
             rate=worker.rate_beside if decode and not worker.idle else worker.prefill_rate,
             chunk_tokens=beat.chunk_tokens,
             bytes_per_token=beat.bytes_per_token,
+            running=beat.running,
         )

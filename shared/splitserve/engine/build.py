@@ -26,8 +26,9 @@ Buffer = memoryview | torch.Tensor
 PRIVATE_BLOCKS = 1  # behind a GPU's pool: where the padding of captured steps writes
 
 # Prefill budget of a step in tokens, where nothing else is said
-_CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 32, ("decode", "cuda"): 256}
+_CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 48, ("decode", "cuda"): 256}
 _LONE_CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}  # of a decode worker while it decodes nothing
+_TOKENS_A_DECODE = 2  # about what a sequence's token costs a CPU, its context and logits counted, in tokens of a prompt
 
 
 def chunk_tokens(settings: EngineSettings, role: Role, device: str) -> int:
@@ -86,6 +87,7 @@ def build_engine(
         fingerprint=loaded.fingerprint,
         prefix_caching=settings.enable_prefix_caching,
         lone_chunk_tokens=lone_chunk_tokens(settings, role, loaded.device.type),
+        tokens_a_decode=_TOKENS_A_DECODE,
     )
     pool = BlockPool(blocks, generations)
     runner = build_runner(loaded, blocks, buffer, settings.max_num_seqs)

@@ -118,7 +118,7 @@ class Scheduler:
         seated = self._seat_loaded(now)
         self._make_room(plan)
         replays = self._add_decodes(plan)
-        budget = self._config.chunk_tokens
+        budget = self._chunk_beside(plan.num_decodes)
         if not self.running:  # no inter-token latency to keep
             budget = max(budget, self._config.lone_chunk_tokens)
         self._light = seated and plan.num_decodes > 0 and not self._light
@@ -129,6 +129,11 @@ class Scheduler:
         while budget > 0 and (job := self._start_next(plan, now)):
             budget = self._add_prompts(plan, (job,), budget)
         return plan
+
+    def _chunk_beside(self, decodes: int) -> int:
+        """Prompt tokens of a step: the more sequences wait for it, the fewer."""
+        most = self._config.chunk_tokens
+        return max(-(-most // 4), most - self._config.tokens_a_decode * decodes)
 
     def _seats_for(self, job: Job) -> bool:
         taken = len(self.running) + sum(job.seats for job in self.computing)

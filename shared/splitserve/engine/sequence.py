@@ -23,6 +23,7 @@ class EngineConfig:
     fingerprint: str = ""  # seed of the prefix hashes
     prefix_caching: bool = True
     lone_chunk_tokens: int = 0  # prompt tokens in a step without decodes, where that is more
+    tokens_a_decode: int = 0  # by which each decode makes the chunk smaller, to a quarter at least
 
 
 class Phase(Enum):
