@@ -275,6 +275,8 @@ async def test_an_outage_of_the_bus_costs_a_pause_and_no_token(own_nats: Server)
         await until(lambda: _bus_is_away(stage), "new requests to be refused")
         own_nats.start()
         await until(lambda: stage.dispatcher.bus.connected and worker.bus.connected, "both connections again")
+        back = asyncio.get_running_loop().time()  # a connection counts before the server has its subscriptions again
+        await until(lambda: all(w.heard_at > back for w in stage.core.fleet), "a beat")
         worker.held.set()
         ids, _, done = await running
         assert (ids, done.error) == (list(range(COUNT)), None)
