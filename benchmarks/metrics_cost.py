@@ -3,7 +3,7 @@
     python benchmarks/metrics_cost.py [--model FOLDER_OR_ID] [--batch 64] [--context 128] [--steps 20] [--json]
 
 The step is real: a model on this CPU, float32, one thread, the median of `--steps` decode steps. The calls are those that
-such a step makes: the worker's `StepMetrics.on_batch` once, and at the router `RouterMetrics.gap` once a sequence. Ends
+such a step makes: the worker's `StepMetrics.on_batch` once, and at the router `gap` once a sequence, told by a `flush`. Ends
 with 1 when the two together are over 1 % of the step.
 """
 
@@ -27,6 +27,7 @@ from splitserve.model.resolve import resolve
 from splitserve.protocol.params import SamplingParams
 from splitserve.protocol.states import Role
 from splitserve.router.metrics import RouterMetrics
+from splitserve.router.observers import Observers
 from splitserve.telemetry.metrics import Metrics
 from splitserve.worker.estimates import Estimator
 from splitserve.worker.facts import sizes_of
@@ -100,11 +101,13 @@ def worker_seconds(loaded: LoadedModel, batch: door.Batch) -> float:
 
 
 def router_seconds(batch: int) -> float:
-    request = RouterMetrics(model_name="m", engine="r-0", max_model_len=MODEL_LEN).request("/v1/completions")
+    observers = Observers(RouterMetrics(model_name="m", engine="r-0", max_model_len=MODEL_LEN))
+    request = observers.request("/v1/completions")
 
     def gaps() -> None:
         for _ in range(batch):
             request.gap(0.03)
+        observers.flush()
 
     return median_seconds(gaps)
 

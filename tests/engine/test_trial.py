@@ -42,6 +42,14 @@ def test_what_was_found_is_kept_for_the_next_start(tmp_path: Path) -> None:
     assert kept == [{"bfloat16": 1.0, "float32": 2.0}]
 
 
+def test_what_a_power_cut_left_of_it_is_tried_again(tmp_path: Path) -> None:
+    bfloat16_is_faster(tmp_path, lambda: {"bfloat16": 1.0, "float32": 2.0})
+    for path in (tmp_path / "trials").glob("*.json"):
+        path.write_text("")
+    assert not bfloat16_is_faster(tmp_path, lambda: {"bfloat16": 3.0, "float32": 2.0})
+    assert not bfloat16_is_faster(tmp_path, lambda: pytest.fail("tried"))
+
+
 def test_where_nothing_can_be_kept_nothing_is_tried_and_float32_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

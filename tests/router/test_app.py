@@ -20,6 +20,7 @@ from splitserve.config import HttpSettings
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, Finished, GenerationEvent, Tokens
 from splitserve.router.observe import HttpAnswer, NullObserver
+from splitserve.router.observers import Observers
 from support.generation import MODEL, ScriptedGeneration, ScriptedGenerator, facts, says, served, silent
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
@@ -133,7 +134,10 @@ async def test_what_a_stream_sends_is_counted_to_the_byte():
         def answered(self, answer: HttpAnswer) -> None:
             told.append(answer)
 
-    async with served(ScriptedGenerator(says("hello")), observer=Watch()) as port, await Wire.open(port) as wire:
+    async with (
+        served(ScriptedGenerator(says("hello")), observer=Observers(Watch())) as port,
+        await Wire.open(port) as wire,
+    ):
         wire.writer.write(post(STREAM))
         _, _, body = await wire.answer()
     assert [answer.sent for answer in told] == [len(body)]

@@ -14,7 +14,8 @@ from splitserve.errors import SplitserveError
 from splitserve.protocol.trace import NO_TRACE, TRACEPARENT, TRACESTATE, TraceContext, trace_of
 from splitserve.router.auth import ApiKeys
 from splitserve.router.http_errors import error_response
-from splitserve.router.observe import HttpAnswer, Observer
+from splitserve.router.observe import HttpAnswer
+from splitserve.router.observers import Observers
 from splitserve.router.refusals import GENERATION_PATHS
 
 log = logging.getLogger("splitserve.router")
@@ -26,7 +27,7 @@ class Door:
     """ASGI middleware. It sets `arrived` (time.monotonic()), `client_request_id`, `trace` and `head` (it came as HEAD) in the
     request's state; to `written` whoever writes past `send` adds the bytes."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observer) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, observer: Observers) -> None:
         self._app = app
         self._keys = keys
         self._observer = observer

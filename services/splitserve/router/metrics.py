@@ -60,12 +60,11 @@ class RouterMetrics:
 
 
 class RequestMetrics:
-    """One request (`observe.RequestObserver`)."""
+    """One request (`observe.RequestReader`)."""
 
-    __slots__ = ("_of", "_tokenise_s", "gap")
+    __slots__ = ("_of", "_tokenise_s")
 
     def __init__(self, of: RouterMetrics) -> None:
-        self.gap = of.gap.observe  # one a token
         self._of = of
         self._tokenise_s = 0.0
 

@@ -44,7 +44,7 @@ class HttpAnswer:
     sent: int
 
 
-class RequestObserver(Protocol):
+class RequestReader(Protocol):
     """Told about one request, in this order; `end` exactly once."""
 
     def tokenised(self, seconds: float) -> None: ...
@@ -53,17 +53,21 @@ class RequestObserver(Protocol):
         """From arrival to the first tokens, made text."""
         ...
 
+    def end(self, end: RequestEnd) -> None: ...
+
+
+class RequestObserver(RequestReader, Protocol):
+    """The same from where a request is answered: of each token too, before its end."""
+
     def gap(self, seconds: float, /) -> None:
         """Between two token events of one answer, as they arrived (not as a slow client read them)."""
         ...
 
-    def end(self, end: RequestEnd) -> None: ...
-
 
 class Observer(Protocol):
-    """Told about all requests."""
+    """Told about all requests, by `Observers`."""
 
-    def request(self, endpoint: str) -> RequestObserver:
+    def request(self, endpoint: str) -> RequestReader:
         """A generation request was read and found valid; `endpoint` is its path."""
         ...
 
@@ -76,7 +80,7 @@ class Observer(Protocol):
         ...
 
     def gaps(self, seconds: Sequence[float]) -> None:
-        """What several requests would have been told by `gap`, from who gathers it (`Observers`)."""
+        """What requests were told by `gap` since the last time."""
         ...
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from splitserve.errors import SplitserveError
-from splitserve.router.observe import HttpAnswer, Observer, RequestEnd, RequestObserver
+from splitserve.router.observe import HttpAnswer, Observer, RequestEnd, RequestReader
 
 
 class Observers:
@@ -19,14 +19,11 @@ class Observers:
         told = [observer.request(endpoint) for observer in self._observers]
         return RequestObservers(told, self._gaps.append, self.flush)
 
-    def gaps(self, seconds: Sequence[float]) -> None:
-        self._gaps.extend(seconds)
-
     def flush(self) -> None:
         """Tell what was gathered: for who reads, and now and then, so that it stays little."""
         if self._gaps:
             seconds = self._gaps.copy()
-            self._gaps.clear()
+            self._gaps.clear()  # requests hold its `append`
             for observer in self._observers:
                 observer.gaps(seconds)
 
@@ -40,11 +37,9 @@ class Observers:
 
 
 class RequestObservers:
-    """Tells all of them of one request."""
+    """Tells all of them of one request (`observe.RequestObserver`)."""
 
-    def __init__(
-        self, observers: list[RequestObserver], gap: Callable[[float], None], flush: Callable[[], None]
-    ) -> None:
+    def __init__(self, observers: list[RequestReader], gap: Callable[[float], None], flush: Callable[[], None]) -> None:
         self.gap = gap
         self._observers = observers
         self._flush = flush

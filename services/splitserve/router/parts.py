@@ -10,7 +10,7 @@ from splitserve.config import HttpSettings, RoutingSettings
 from splitserve.model.facts import ModelFacts
 from splitserve.model.tokenizer import Tokenizer
 from splitserve.router.generation import Generator
-from splitserve.router.observe import NullObserver, Observer
+from splitserve.router.observers import Observers
 from splitserve.router.status.feed import StatusFeed
 from splitserve.telemetry.tracing import NullTracer, Tracer
 
@@ -36,7 +36,7 @@ class RouterParts:
     read_request: ReadRequest
     why_not_ready: Callable[[], str]
     metrics_pages: Mapping[str, MetricsPage] = field(default_factory=dict[str, MetricsPage])  # by path
-    observer: Observer = field(default_factory=NullObserver)
+    observer: Observers = field(default_factory=Observers)
     status: StatusFeed | None = None  # None: no status page
     tracer: Tracer = field(default_factory=NullTracer)
     trust_request_chat_template: bool = False

@@ -132,14 +132,13 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return False, Why.IDLE
     if uncached * SHORT <= decode.chunk_tokens:
         return False, Why.SHORT
-    local_price = 1 + DELAYED * decode.running
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
         + uncached * decode.bytes_per_token / BYTES_PER_S
         + HAND_OVER_S
     )
     local_s = (decode.queued_tokens + uncached) / decode.rate
-    return remote_s <= local_price * local_s, Why.FASTER
+    return remote_s <= (1 + DELAYED * decode.running) * local_s, Why.FASTER
 
 
 def difference(one: Candidate, other: Candidate) -> str:

@@ -1,10 +1,11 @@
 """Which rows go into the next step.
 
 All decodes first, then chunks up to the token budget: sequences that replay, prompts under way, new prompts in order of
-(priority, arrival). A step that takes in a sequence whose prompt was read elsewhere reads no prompts itself, but no two in a
-row: its first token has waited for the hand-over and for the step before. A prompt gets blocks for all of its ids when its first chunk is scheduled, so two half-read prompts
-cannot wait for each other. When a decode finds the pool dry, the newest job in the batch gives way, itself if need be:
-the oldest always gets on. Held and awaited blocks are never taken: their leases and deadlines end them.
+(priority, arrival). The more sequences wait for a step, the less prompt it reads; and one that takes in a sequence whose
+prompt was read elsewhere reads none, but no two in a row: what it decodes there has waited for the hand-over and for the step
+before. A prompt gets blocks for all of its ids when its first chunk is scheduled, so two half-read prompts cannot wait for
+each other. When a decode finds the pool dry, the newest job in the batch gives way, itself if need be: the oldest always gets
+on. Held and awaited blocks are never taken: their leases and deadlines end them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Scheduler:
         self.loaded: list[Job] = []
         self.computing: list[Job] = []
         self.running: list[Sequence] = []
-        self._light = False  # the last step read no prompts
+        self._light = False  # the last step was to read no prompts
 
     @property
     def queued_tokens(self) -> int:
@@ -118,21 +119,21 @@ class Scheduler:
         seated = self._seat_loaded(now)
         self._make_room(plan)
         replays = self._add_decodes(plan)
-        budget = self._chunk_beside(plan.num_decodes)
-        if not self.running:  # no inter-token latency to keep
-            budget = max(budget, self._config.lone_chunk_tokens)
-        self._light = seated and plan.num_decodes > 0 and not self._light
-        if self._light:
-            budget = 0
+        budget = self._prompt_tokens(plan.num_decodes, seated=seated)
         budget = self._add_replays(plan, replays, budget)
         budget = self._add_prompts(plan, self.computing, budget)
         while budget > 0 and (job := self._start_next(plan, now)):
             budget = self._add_prompts(plan, (job,), budget)
         return plan
 
-    def _chunk_beside(self, decodes: int) -> int:
-        """Prompt tokens of a step: the more sequences wait for it, the fewer."""
+    def _prompt_tokens(self, decodes: int, *, seated: bool) -> int:
+        """How many the next step may read. `seated`: it takes in a sequence whose prompt was read elsewhere."""
         most = self._config.chunk_tokens
+        self._light = seated and decodes > 0 and not self._light
+        if self._light:
+            return 0
+        if not self.running:  # no inter-token latency to keep
+            return max(most, self._config.lone_chunk_tokens)
         return max(-(-most // 4), most - self._config.tokens_a_decode * decodes)
 
     def _seats_for(self, job: Job) -> bool:

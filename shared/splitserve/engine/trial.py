@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +23,7 @@ from splitserve.model.lock import locked
 _log = logging.getLogger("splitserve.engine")
 
 _WIDTH = 2048  # of the square weight that is tried: larger than caches next to a core, as models' are
-_WORK = {
-    16: 4,
-    128: 2,
-}  # rows of a product: how often, as 256 tokens of prompt and 64 of answer in a batch of 16 need it
+_WORK = {16: 4, 128: 2}  # rows of a product: how often 256 tokens of prompt and 64 of answer, in a batch of 16, need it
 _REPEATS = 3
 _TIMEOUT_S = 60.0
 
@@ -37,16 +35,17 @@ def bfloat16_is_faster(cache: Path, measure: Callable[[], Times] | None = None) 
 
     Where `cache` cannot be written nothing is tried, and it is False: workers that tried on their own might differ.
     """
-    named = repr(
-        (sorted(torch.cpu.get_capabilities().items()), torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA"))
-    )
+    # names and flags, no counts of cores: those may differ between the workers of a machine
+    cpu = sorted((name, value) for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool | str))
+    named = repr((cpu, torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA")))
     kept = cache / "trials" / f"bfloat16-{hashlib.sha256(named.encode()).hexdigest()[:16]}.json"
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with locked(kept.with_suffix(".lock"), _TIMEOUT_S):
-            if not kept.exists():
-                _keep(kept, (measure or seconds_by_format)())
-            times: Times = json.loads(kept.read_text())
+            times = _kept(kept)
+            if times is None:
+                times = (measure or seconds_by_format)()
+                _keep(kept, times)
     except OSError as error:  # TimeoutError is one
         _log.warning("which format is faster was not tried: float32 is taken", extra={"reason": str(error)})
         return False
@@ -71,18 +70,24 @@ def seconds_by_format() -> Times:
 
 def _products(dtype: torch.dtype) -> Callable[[], None]:
     weight = torch.randn(_WIDTH, _WIDTH).to(dtype)
-    linear = PackedLinear(weight, None) if packing_refusal(dtype) is None else None
+    packed = packing_refusal(dtype) is None
+    linear = PackedLinear(weight, None) if packed else partial(functional.linear, weight=weight)
     given = [(torch.randn(rows, _WIDTH).to(dtype), times) for rows, times in _WORK.items()]
 
     def run() -> None:
         for x, times in given:
             for _ in range(times):
-                if linear is not None:
-                    linear(x)
-                else:
-                    functional.linear(x, weight)
+                linear(x)
 
     return run
+
+
+def _kept(path: Path) -> Times | None:
+    """None where there is nothing, or what a power cut left of it."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _keep(path: Path, times: Times) -> None:

@@ -36,10 +36,8 @@ class Tokenizer:
         # decoding two lists of ids in a row is decoding both at once
         self.concatenates = self._decoders == frozenset(("ByteLevel",))
         self._bytes: dict[int, bytes] = {}
-        self._alone: tuple[dict[int, str], dict[int, str]] = (
-            {},
-            {},
-        )  # text of an id by itself, without skipping and with
+        # text of an id by itself, without skipping and with: most of what streams ask for
+        self._alone: tuple[dict[int, str], dict[int, str]] = ({}, {})
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -70,7 +68,7 @@ class Tokenizer:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids that the vocabulary lacks are left out."""
         if len(ids) != 1:
             return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        alone, id = self._alone[skip_special_tokens], ids[0]  # most of what streams ask for
+        alone, id = self._alone[skip_special_tokens], ids[0]
         text = alone.get(id)
         if text is None:
             text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from splitserve.errors import SplitserveError, StoreUnavailable
 from splitserve.router.observe import HttpAnswer, RequestEnd
+from splitserve.router.observers import Observers
 from support.generation import MODEL, ScriptedGenerator, in_process, says, silent
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -134,8 +135,8 @@ class Ear:
     def first_token(self, seconds: float) -> None:
         self.heard.append("first")
 
-    def gap(self, seconds: float) -> None:
-        self.heard.append("gap")
+    def gaps(self, seconds: Sequence[float]) -> None:
+        self.heard.extend(["gap"] * len(seconds))
 
     def end(self, end: RequestEnd) -> None:
         self.heard.append(end)
@@ -150,7 +151,7 @@ class Ear:
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_the_observer_hears_of_tokenising_the_first_token_each_gap_and_the_end(streamed: bool):
     ear = Ear()
-    async with in_process(ScriptedGenerator(says("abc")), observer=ear) as api:
+    async with in_process(ScriptedGenerator(says("abc")), observer=Observers(ear)) as api:
         await api.post(CHAT, json={"messages": MESSAGES, "n": 2, "stream": streamed})
         await api.get(f"/v1/models/{MODEL}")
         await api.get("/nowhere")
@@ -165,7 +166,7 @@ async def test_the_observer_hears_of_tokenising_the_first_token_each_gap_and_the
 
 async def test_the_observer_hears_of_a_request_that_never_got_to_run():
     ear = Ear()
-    async with in_process(ScriptedGenerator(silent), observer=ear) as api:
+    async with in_process(ScriptedGenerator(silent), observer=Observers(ear)) as api:
         await api.post("/v1/completions", json={"prompt": "x" * 600})
     assert ear.heard[0] == "/v1/completions"
     assert (ear.heard[1].outcome, ear.heard[1].code) == ("failed", "context_length_exceeded")

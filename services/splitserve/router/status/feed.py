@@ -70,9 +70,6 @@ class RecentObserver(NullObserver):
     def first_token(self, seconds: float) -> None:
         self._recent.ttft.add(seconds, time.monotonic())
 
-    def gap(self, seconds: float) -> None:
-        self.gaps((seconds,))
-
     def gaps(self, seconds: Sequence[float]) -> None:
         now = time.monotonic()
         for gap in seconds:
