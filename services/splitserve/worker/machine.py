@@ -54,6 +54,7 @@ def build_machine(settings: WorkerProcessSettings, role: Role, name: str, metric
         incarnation,
         checksummed=settings.transfer.kv_checksum == "all",
         device=device,
+        shared=role is Role.PREFILL,
     )
     pool = device_bytes(device.address, device.size) if device else segment.pool
     which = "prefill" if role is Role.PREFILL else "decode"

@@ -1,4 +1,5 @@
-"""A KV pool that other processes of this host may read: nameless shared memory, passed on by file descriptor.
+"""A KV pool that other processes of this host may read: nameless shared memory, passed on by file descriptor. Or one that
+none may (`shared=False`): private memory of the same shape, which more systems give in huge pages (kv/pages.py).
 
     page 0        header: magic, version, flags, incarnation, layout, blocks, block bytes, handle of a GPU's memory
     then          generations   u64 a block, written by the owner's BlockPool before a block gets new content
@@ -25,13 +26,13 @@ from splitserve.kv.cuda import IPC_HANDLE_BYTES
 from splitserve.kv.device import DeviceMemory
 from splitserve.kv.host import available_memory
 from splitserve.kv.memory import HostMemory, PoolMemory
+from splitserve.kv.pages import private_pages, shared_pages
 
 PAGE = mmap.PAGESIZE
 _MAGIC = b"SSKVPOOL"
 _VERSION = 2
 _HEADER = struct.Struct(f"<8sIIQ32sQQ{IPC_HANDLE_BYTES}s")
 _CHECKSUMMED, _ON_DEVICE = 1, 2  # flags
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it yet
 _F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; fcntl has no name for it yet
 _PREFAULT_BYTES = 16 << 20  # a slice of this size is mapped in well under a millisecond
@@ -92,7 +93,7 @@ class Header:
 
 
 class Segment:
-    """The owner's side, writable. `fd` may be sent to a reader; it stays this object's.
+    """The owner's side, writable. `fd` may be sent to a reader; it stays this object's, and is -1 where memory is private.
 
     `generations` and `checksums` are memoryviews of u64 ("Q"), one item a block; `pool` one of bytes, block i at
     [i * block_bytes, (i+1) * block_bytes), ready for `torch.frombuffer`, and empty where the blocks are on a device.
@@ -119,6 +120,7 @@ class Segment:
         *,
         checksummed: bool = False,
         device: DeviceMemory | None = None,
+        shared: bool = True,
     ) -> Segment:
         """A zeroed, prefaulted pool; with `device` only its tables, and the segment owns that memory.
 
@@ -138,14 +140,18 @@ class Segment:
         available = available_memory()
         if header.size > available:  # asked before: populating would end in the kernel's out-of-memory killer
             raise _no_room(header.size, f"{available} are available")
-        fd = _nameless_file()
+        fd = -1
         try:
-            os.ftruncate(fd, header.size)
-            file = mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED | _POPULATE)
+            if shared:
+                fd = _nameless_file()
+                os.ftruncate(fd, header.size)
+            file = shared_pages(fd, header.size) if shared else private_pages(header.size)
             file[: _HEADER.size] = header.pack()
-            _seal(fd)
+            if shared:
+                _seal(fd)
         except OSError as error:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             if error.errno in (errno.ENOMEM, errno.ENOSPC):
                 raise _no_room(header.size, f"the system refused them ({error.strerror})") from error
             raise

@@ -1,201 +1,25 @@
 // Attention over paged KV in bfloat16, for x86 with AVX512_BF16 (and AMX where oneDNN finds it).
 //
-// Blocks hold a head's run as [token][dim], 16 tokens or a multiple of it. Two shapes of work:
-//   decode   one query token a row: scores of 16 keys at a time by dot products along the head dimension, summed by a tree
-//            of shuffles; the query heads that share a KV head go together, so that K and V are read once for all of them.
-//   chunk    many query tokens a row: keys and values are laid out in pairs once a step (what oneDNN's block kernel reads),
-//            then tiles of query rows pass over tiles of keys with an online softmax (FlashAttention, arXiv:2205.14135).
-// Scores and sums are float32; weights are rounded to bfloat16 before they meet V in a chunk, as torch's SDPA does.
+// Blocks hold a head's run as [token][dim], 16 tokens or a multiple of it. Rows of one query token go by `decode.h`. Here are
+// chunks, many query tokens a row: keys and values are laid out in pairs once a step (what oneDNN's block kernel reads), then
+// tiles of query rows pass over tiles of keys with an online softmax (FlashAttention, arXiv:2205.14135). Scores and sums are
+// float32; weights are rounded to bfloat16 before they meet V, as torch's SDPA does.
 
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
+#include "decode.h"
 #include "gemm.h"
 #include "lanes.h"
+#include "paged.h"
 
 namespace splitserve {
 
 constexpr int64_t kKeys = 128;  // keys of a tile
-
-// Lane i of the result is the sum of all lanes of x[i].
-inline __m512 sums_of_16(__m512 x[16]) {
-  __m512 a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++)  // lanes of each quarter: x[2i] pair sums interleaved with x[2i+1]'s
-    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
-  for (int i = 0; i < 4; i++) {
-    const __m512d lo = _mm512_castps_pd(a[2 * i]), hi = _mm512_castps_pd(a[2 * i + 1]);
-    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)), _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
-  }
-  for (int i = 0; i < 2; i++)  // quarters 0+1, 2+3 of b[2i], then of b[2i+1]
-    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
-}
-
-// One layer's pool: a head's run in a block is `tokens` rows of `dim`.
-struct Pool {
-  bf16* data;
-  int64_t block_stride, head_stride, dim;
-  bf16* at(int64_t block, int64_t head) const { return data + block * block_stride + head * head_stride; }
-};
-
-// Where attention of [T, Hq * Dv] goes: by rows, or in the tiles that a product reads. Sixteen elements are adjacent.
-struct Out {
-  bf16* data;
-  int64_t width;
-  bool tiled;
-  bf16* at(int64_t token, int64_t column) const {
-    if (!tiled) return data + token * width + column;
-    return Tiles{data, width}.at(token, column);
-  }
-};
-
-struct Step {
-  const int64_t *query_start, *kv_len, *table;  // [S + 1], [S], [S, M]
-  int64_t rows, table_width, block_tokens;
-  int64_t heads, kv_heads, group;
-  float scale;
-  int64_t window;  // 0: all
-  const bf16* query;
-  int64_t query_token, query_head;  // strides
-  Out out;
-  Pool k, v;
-
-  int64_t first_seen(int64_t position) const { return window ? std::max<int64_t>(0, position - window + 1) : 0; }
-  const int64_t* blocks(int64_t row) const { return table + row * table_width; }
-};
-
-// Asks for a run that will be needed, a part at a time: the hardware finds no order in a block table, and a core that asks for
-// many lines at once waits for the first ones to come.
-class Ahead {
- public:
-  Ahead(const bf16* run, int64_t elements, int64_t parts)
-      : next_(reinterpret_cast<const char*>(run)), end_(next_ + elements * sizeof(bf16)), part_((end_ - next_) / parts + 1) {}
-  void ask() {
-    for (const char* stop = std::min(end_, next_ + part_); next_ < stop; next_ += 64) _mm_prefetch(next_, _MM_HINT_T1);
-  }
-
- private:
-  const char *next_, *end_;
-  int64_t part_;
-};
-
-// One query token and KV head: its keys are blocks [first, last] of the row's table.
-struct Task {
-  int64_t row, head;
-  int64_t position;     // of the query
-  int64_t seen, begin;  // the first key with weight, and the first of its sixteen
-  const int64_t* blocks;
-  int64_t first, last;
-
-  Task(const Step& s, int64_t index)
-      : row(index / s.kv_heads),
-        head(index % s.kv_heads),
-        position(s.kv_len[row] - 1),
-        seen(s.first_seen(position)),
-        begin(seen / kLanes * kLanes),
-        blocks(s.blocks(row)),
-        first(begin / s.block_tokens),
-        last(position / s.block_tokens) {}
-};
-
-// Weights of G query heads over the task's V rows into G x 64 (or 32) sums of `out`, stride `ld`.
-template <int G, int V>
-void weigh(const Step& s, const Task& task, const Task& next, const float* weights, int64_t weight_stride, int64_t dim0,
-           float* out, int64_t ld) {
-  __m512 sum[G][V];
-  for (int g = 0; g < G; g++)
-    for (int i = 0; i < V; i++) sum[g][i] = _mm512_setzero_ps();
-  for (int64_t t = task.begin, block = task.first; block <= task.last; block++) {
-    const int64_t offset = t % s.block_tokens, stop = std::min(task.position + 1, (block + 1) * s.block_tokens);
-    const bf16* row = s.v.at(task.blocks[block], task.head) + offset * s.v.dim + dim0;
-    const int64_t then = std::min(next.first + block - task.first, next.last);
-    Ahead ahead(s.k.at(next.blocks[then], next.head), dim0 ? 0 : s.block_tokens * s.k.dim, s.block_tokens);
-    for (; t < stop; t++, row += s.v.dim) {
-      ahead.ask();
-      __m512 x[V];
-      for (int i = 0; i < V; i++) x[i] = widen(row + i * kLanes);
-      for (int g = 0; g < G; g++) {
-        const __m512 w = _mm512_set1_ps(weights[g * weight_stride + t - task.begin]);
-        for (int i = 0; i < V; i++) sum[g][i] = _mm512_fmadd_ps(w, x[i], sum[g][i]);
-      }
-    }
-  }
-  for (int g = 0; g < G; g++)
-    for (int i = 0; i < V; i++) _mm512_storeu_ps(out + g * ld + dim0 + i * kLanes, sum[g][i]);
-}
-
-// Scores of G query heads against the task's keys: scores[g][padded].
-template <int G>
-void score(const Step& s, const Task& task, int64_t g0, int64_t padded, float* scores) {
-  const bf16* query = s.query + s.query_start[task.row] * s.query_token + (task.head * s.group + g0) * s.query_head;
-  for (int64_t t = 0; t < padded; t += kLanes) {
-    const int64_t at = task.begin + t, block = at / s.block_tokens, offset = at % s.block_tokens;
-    const bf16* k = s.k.at(task.blocks[block], task.head) + offset * s.k.dim;
-    Ahead ahead(s.v.at(task.blocks[block], task.head) + offset * s.v.dim, kLanes * s.v.dim, G * s.k.dim / (2 * kLanes));
-    for (int g = 0; g < G; g++) {
-      __m512 sum[kLanes];
-      for (auto& x : sum) x = _mm512_setzero_ps();
-      for (int64_t d = 0; d < s.k.dim; d += 2 * kLanes) {
-        ahead.ask();
-        const __m512bh q = (__m512bh)_mm512_loadu_si512(query + g * s.query_head + d);
-        for (int64_t i = 0; i < kLanes; i++)
-          sum[i] = _mm512_dpbf16_ps(sum[i], q, (__m512bh)_mm512_loadu_si512(k + i * s.k.dim + d));
-      }
-      _mm512_storeu_ps(scores + g * padded + t, _mm512_mul_ps(sums_of_16(sum), _mm512_set1_ps(s.scale)));
-    }
-  }
-}
-
-template <int G>
-void decode_heads(const Step& s, const Task& task, const Task& next, int64_t g0, std::vector<float>& buffer) {
-  const int64_t length = task.position + 1 - task.begin, padded = (length + kLanes - 1) / kLanes * kLanes;
-  if (static_cast<int64_t>(buffer.size()) < G * padded) buffer.resize(G * padded);
-  float* scores = buffer.data();
-  score<G>(s, task, g0, padded, scores);
-  alignas(64) float out[G * 256];
-  float total[G];
-  for (int g = 0; g < G; g++) {
-    float* line = scores + g * padded;
-    std::fill(line, line + (task.seen - task.begin), kHidden);
-    std::fill(line + length, line + padded, kHidden);
-    __m512 top = _mm512_set1_ps(kHidden), sum = _mm512_setzero_ps();
-    for (int64_t t = 0; t < padded; t += kLanes) top = _mm512_max_ps(top, _mm512_loadu_ps(line + t));
-    const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-    for (int64_t t = 0; t < padded; t += kLanes) {
-      const __m512 w = exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(line + t), highest));
-      _mm512_storeu_ps(line + t, w);
-      sum = _mm512_add_ps(sum, w);
-    }
-    total[g] = _mm512_reduce_add_ps(sum);
-  }
-  int64_t d = 0;
-  for (; d + 64 <= s.v.dim; d += 64) weigh<G, 4>(s, task, next, scores, padded, d, out, s.v.dim);
-  for (; d < s.v.dim; d += 32) weigh<G, 2>(s, task, next, scores, padded, d, out, s.v.dim);
-  for (int g = 0; g < G; g++) {
-    const int64_t column = (task.head * s.group + g0 + g) * s.v.dim;
-    const __m512 inverse = _mm512_set1_ps(1.0f / total[g]);
-    for (int64_t i = 0; i < s.v.dim; i += kLanes)
-      narrow(s.out.at(s.query_start[task.row], column + i),
-             _mm512_mul_ps(_mm512_loadu_ps(out + g * s.v.dim + i), inverse));
-  }
-}
-
-inline void decode(const Step& s, const Task& task, const Task& next, std::vector<float>& scores) {
-  int64_t g = 0;
-  for (; g + 4 <= s.group; g += 4) decode_heads<4>(s, task, next, g, scores);
-  switch (s.group - g) {
-    case 3: decode_heads<3>(s, task, next, g, scores); break;
-    case 2: decode_heads<2>(s, task, next, g, scores); break;
-    case 1: decode_heads<1>(s, task, next, g, scores); break;
-  }
-}
 
 // A chunk's keys from `begin` (a multiple of 16) on, laid out as weights (gemm.h) in tiles of kKeys: K [keys, dim], V
 // [dim, keys].
@@ -348,13 +172,6 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
   }
 }
 
-inline void run_decodes(const Step& s, int64_t decodes) {
-  at::parallel_for(0, decodes * s.kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scores;
-    for (int64_t i = begin; i < end; i++) decode(s, Task(s, i), Task(s, std::min(i + 1, end - 1)), scores);
-  });
-}
-
 inline void run_chunks(const Step& s, int64_t decodes, bool amx, std::vector<bf16>& packed) {
   std::vector<Chunk> chunks;
   int64_t keys = 0;
@@ -392,35 +209,6 @@ inline void run_chunks(const Step& s, int64_t decodes, bool amx, std::vector<bf1
       if (amx) amx_end();
     });
   }
-}
-
-// Where a step's tokens stand; tensors of int64 as in `engine/attention/base.ForwardContext`.
-struct Places {
-  const int64_t *query_start, *kv_len, *table, *slots;
-  int64_t rows, table_width, decodes;
-};
-
-// A step's places and pools; the rest is its layer's.
-inline Step step_over(const Places& places, const Pool& k, const Pool& v, int64_t block_tokens, int64_t heads, int64_t kv_heads) {
-  Step s;
-  s.query_start = places.query_start;
-  s.kv_len = places.kv_len;
-  s.table = places.table;
-  s.rows = places.rows;
-  s.table_width = places.table_width;
-  s.block_tokens = block_tokens;
-  s.heads = heads;
-  s.kv_heads = kv_heads;
-  s.group = heads / kv_heads;
-  s.k = k;
-  s.v = v;
-  return s;
-}
-
-// A pool [N, H, B, D] as it is stored.
-inline Pool pool_of(const at::Tensor& pool) {
-  TORCH_CHECK(pool.dim() == 4 && pool.scalar_type() == at::kBFloat16 && pool.stride(3) == 1, "pool: wants bfloat16 [N, H, B, D]");
-  return Pool{pool.data_ptr<bf16>(), pool.stride(0), pool.stride(1), pool.size(3)};
 }
 
 // Rows [0, decodes) have one token each.

@@ -1,0 +1,53 @@
+"""Memory of a KV pool, mapped whole at its start: a page that came by need would come in the middle of a step.
+
+In huge pages where the system gives them. Attention reads a pool in runs of a few KiB, each in another place, so that in pages
+of 4 KiB much of its time is page walks (one core of an AMD EPYC, 16 rows at a context of 1,088: benchmarks/engine_cpu.py).
+Linux gives them to private memory nearly everywhere (`madvise`, its default), to shared memory where
+`/sys/kernel/mm/transparent_hugepage/shmem_enabled` is at least `advise`.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+
+_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
+_NOT_FOR_CHILDREN = getattr(mmap, "MADV_DONTFORK", None)
+_POPULATE_WRITE = 23  # Linux 5.14; Python's mmap has no name for it yet
+
+
+def shared_pages(fd: int, size: int) -> mmap.mmap:
+    """The whole of `fd`, writable by this process and seen by all that map it. OSError when the system refuses."""
+    return _filled(mmap.mmap(fd, size, flags=mmap.MAP_SHARED))
+
+
+def private_pages(size: int) -> mmap.mmap:
+    """Zeroed memory of this process alone. OSError when the system refuses."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _NOT_FOR_CHILDREN is not None:
+        memory.madvise(_NOT_FOR_CHILDREN)  # else the first write after a fork copies its page
+    return _filled(memory)
+
+
+def _filled(memory: mmap.mmap) -> mmap.mmap:
+    try:
+        if _HUGE is not None:
+            _advised(memory, _HUGE)
+        if _HUGE is None or not _advised(memory, _POPULATE_WRITE):
+            for start in range(0, len(memory), mmap.PAGESIZE):
+                memory[start] = 0
+    except OSError:
+        memory.close()
+        raise
+    return memory
+
+
+def _advised(memory: mmap.mmap, advice: int) -> bool:
+    """False where this kernel does not know the advice."""
+    try:
+        memory.madvise(advice)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
