@@ -26,6 +26,7 @@ from splitserve.engine.fused import Fusion
 from splitserve.engine.linear import PackedLinear
 from splitserve.engine.loader import LoadedModel, load_model
 from splitserve.engine.native import library
+from splitserve.kv.segment import Segment
 from splitserve.kv.storage import KvStorage
 from splitserve.model.resolve import cache_folder
 
@@ -80,7 +81,11 @@ def _steps(
         rows = [StepRow([7], CONTEXT - 1, table) for table in tables]
     else:
         rows = [StepRow(list(range(-size)), 0, [list(range(blocks))])]
-    storage = KvStorage(loaded.layout, max(size, 1) * blocks)
+    count = max(size, 1) * blocks
+    pool = Segment.create(
+        count, loaded.layout.block_bytes, loaded.layout.digest, 1, shared=False
+    ).pool  # a decode worker's
+    storage = KvStorage(loaded.layout, count, pool)
     paged = PagedModel(model, loaded.layers, backend, storage)
     keep = list(range(size)) if size > 0 else [-size - 1]
     return lambda: paged.logits(rows, max(size, 0), keep)

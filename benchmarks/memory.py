@@ -121,17 +121,20 @@ def _pool(served: Served, members: Mapping[str, int], role: str, asked: int) -> 
         for labels, _ in asking.samples(served.url, "vllm:cache_config_info")
         if labels["engine"].startswith(role)
     ]
-    return Pool(worker, asked, blocks, size, mapped(Path(f"/proc/{members[role]}/maps").read_text().splitlines()))
+    return Pool(worker, asked, blocks, size, mapped(Path(f"/proc/{members[role]}/smaps").read_text().splitlines()))
 
 
-def mapped(maps: Iterable[str]) -> int:
-    """Bytes of the worker's own pool in the lines of `/proc/PID/maps`: what it may write to."""
-    total = 0
-    for line in maps:
+def mapped(smaps: Iterable[str]) -> int:
+    """Bytes of the worker's own pool in the lines of `/proc/PID/smaps`: what it may write to, shared (prefill's) or private
+    (decode's, which has no name: nothing else of a worker asks for huge pages and is kept from children)."""
+    total, size, named = 0, 0, False
+    for line in smaps:
         fields = line.split()
-        if "memfd:splitserve-kv" in line and "w" in fields[1]:
+        if "-" in fields[0] and not fields[0].endswith(":"):
             low, high = (int(bound, 16) for bound in fields[0].split("-"))
-            total += high - low
+            size, named = high - low, "memfd:splitserve-kv" in line and "w" in fields[1]
+        elif fields[0] == "VmFlags:" and (named or {"wr", "hg", "dc"} <= set(fields)):
+            total += size
     return total
 
 

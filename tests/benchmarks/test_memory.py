@@ -10,10 +10,18 @@ import pytest
 
 from memory import Pool, Resident, growth, mapped
 
-MAPS = """\
+SHARED = """\
 7f0000000000-7f0010000000 rw-s 00000000 00:01 2054   /memfd:splitserve-kv (deleted)
+Rss:              262144 kB
+VmFlags: rd wr sh mr mw me ms sd
 7f0020000000-7f0030000000 r--s 00000000 00:01 2055   /memfd:splitserve-kv (deleted)
-7f0040000000-7f0040001000 rw-p 00000000 00:00 0
+VmFlags: rd mr me ms sd
+"""
+PRIVATE = """\
+7f0040000000-7f0048000000 rw-p 00000000 00:00 0
+VmFlags: rd wr mr mw me dc ac sd hg
+7f0050000000-7f0060000000 rw-p 00000000 00:00 0
+VmFlags: rd wr mr mw me ac sd hg
 """
 
 
@@ -23,8 +31,9 @@ def test_a_process_knows_what_it_holds() -> None:
     assert 0 < now.anonymous < now.rss
 
 
-def test_a_worker_maps_its_own_pool_writable_and_others_to_read() -> None:
-    assert mapped(MAPS.splitlines()) == 1 << 28
+@pytest.mark.parametrize(("smaps", "size"), [(SHARED, 1 << 28), (PRIVATE, 1 << 27)])
+def test_a_worker_maps_its_own_pool_writable_and_others_to_read(smaps: str, size: int) -> None:
+    assert mapped(smaps.splitlines()) == size
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,15 @@ from splitserve.errors import DependencyMissing
 from splitserve.model.lock import locked
 from splitserve.tether import tethered
 
-_SOURCES = ("library.cpp", "layer.h", "attention.h", "decode.h", "paged.h", "gemm.h", "lanes.h")  # the first is compiled
+_SOURCES = (
+    "library.cpp",
+    "layer.h",
+    "attention.h",
+    "decode.h",
+    "paged.h",
+    "gemm.h",
+    "lanes.h",
+)  # the first is compiled
 _COMPILE_TIMEOUT_S = 900.0
 _ASIDE = "building-"
 _ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx2", "fma")
