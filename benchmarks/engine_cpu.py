@@ -82,10 +82,11 @@ def _steps(
     else:
         rows = [StepRow(list(range(-size)), 0, [list(range(blocks))])]
     count = max(size, 1) * blocks
-    pool = Segment.create(
-        count, loaded.layout.block_bytes, loaded.layout.digest, 1, shared=False
-    ).pool  # a decode worker's
-    storage = KvStorage(loaded.layout, count, pool)
+    segment = Segment.create(  # shared or not as its worker's
+        count, loaded.layout.block_bytes, loaded.layout.digest, 1, shared=size < 0
+    )
+    segment.close()
+    storage = KvStorage(loaded.layout, count, segment.pool)
     paged = PagedModel(model, loaded.layers, backend, storage)
     keep = list(range(size)) if size > 0 else [-size - 1]
     return lambda: paged.logits(rows, max(size, 0), keep)

@@ -3,9 +3,10 @@
     python benchmarks/memory.py --model FOLDER [--requests 10000] [--steps 10] [--pool-mib 256] [--flags "…"]
 
 Linux. Each KV pool is to be exactly as sized: less than a block under what was asked for. Resident memory (RSS) of router,
-prefill and decode worker, step by step; in brackets what of it no other process shares (anonymous: neither pools nor mapped
-weights and libraries). Bars: the router under 150 MiB, and pools as asked for. A worker's RSS holds its pool from the start,
-and decode's the pools that it reads; neither is a reason for anonymous memory to grow.
+prefill and decode worker, step by step; in brackets what of it no other process shares (anonymous: neither shared pools nor
+mapped weights and libraries; decode's own pool is private, and among it). Bars: the router under 150 MiB, and pools as asked
+for, which is told where Linux knows huge pages. A worker's RSS holds its pool from the start, and decode's the pools that it
+reads; neither is a reason for anonymous memory to grow.
 """
 
 from __future__ import annotations

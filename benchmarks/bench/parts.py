@@ -56,7 +56,8 @@ PARTS: Mapping[str, Part] = {
     "memory": Part(
         "Memory",
         "Resident memory of `splitserve serve --split always` before and while it answers short requests, in brackets what of it is the "
-        "process's alone: neither pools nor mapped weights and libraries. A worker's whole has its pool in it, decode's prefill's too.",
+        "process's alone: neither shared pools nor mapped weights and libraries; decode's own pool is private. A worker's whole has its "
+        "pool in it, decode's prefill's too.",
         model="--model",
     ),
     "kv_transfer": Part(

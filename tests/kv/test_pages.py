@@ -10,8 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from splitserve.kv import pages
+from splitserve.kv.cuda import Cuda
+from splitserve.kv.device import DeviceMemory
 from splitserve.kv.pages import private_pages, shared_pages
 from splitserve.kv.segment import Segment
+from support.fake_cuda import FakeRuntime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="smaps are Linux'")
 SIZE = 5 * mmap.PAGESIZE + (4 << 20)
@@ -77,3 +80,12 @@ def test_a_private_segment_has_the_parts_of_a_shared_one_and_nothing_to_send() -
     private.close()
     private.close()
     shared.close()
+
+
+def test_a_private_segment_gives_back_a_devices_memory_once() -> None:
+    runtime = FakeRuntime()
+    memory = DeviceMemory(Cuda(runtime), 10, 64)
+    segment = Segment.create(10, 64, "a layout", 1, device=memory, shared=False)
+    segment.close()
+    assert runtime.left == (0, 0, 0)
+    segment.close()

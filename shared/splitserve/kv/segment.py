@@ -104,6 +104,7 @@ class Segment:
         self, fd: int, header: Header, file: mmap.mmap, layout_digest: str, device: DeviceMemory | None
     ) -> None:
         self.fd = fd
+        self._closed = False
         self.header = header
         self.layout_digest = layout_digest
         self.device = device
@@ -152,7 +153,7 @@ class Segment:
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-            if error.errno in (errno.ENOMEM, errno.ENOSPC):
+            if error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFAULT):  # the last: populating found no page
                 raise _no_room(header.size, f"the system refused them ({error.strerror})") from error
             raise
         return cls(fd, header, file, layout_digest, device)
@@ -172,10 +173,13 @@ class Segment:
     def close(self) -> None:
         """Close `fd`; safe to repeat. The memory goes with the last reference to `pool`: `torch.frombuffer` keeps one
         without a lock on the buffer, so unmapping by hand would pull it away under a tensor. A device's goes now."""
+        if self._closed:
+            return
+        self._closed = True
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self.memory.close()
+        self.memory.close()
 
 
 class SegmentView:

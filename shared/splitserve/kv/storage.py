@@ -28,7 +28,7 @@ class LayerView:
 
 
 class KvStorage:
-    """`blocks` blocks of `layout` over `buffer`, a writable shared segment or a tensor of bytes on `device`, or over
+    """`blocks` blocks of `layout` over `buffer`, a segment's writable pool or a tensor of bytes on `device`, or over
     memory of its own.
 
     The pool's tables (free list, generations) are not kept here. ValueError if the buffer is too small or read only.

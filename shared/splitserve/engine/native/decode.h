@@ -34,7 +34,7 @@ inline __m512 sums_of_16(__m512 x[16]) {
 }
 
 // The KV heads [head, head + heads) of one query token: worked on together, as a block holds their runs one after another and
-// long runs come from memory faster than short ones (blocks of 16 tokens, context 1088, 16 rows: a step takes 0.8 of the time).
+// long runs come from memory faster than short ones.
 struct Span {
   int64_t row, head, heads;
   int64_t position;     // of the query
@@ -51,15 +51,16 @@ struct Span {
         blocks(s.blocks(row)) {}
 };
 
-// Keys [from, to) of a span: the rest of `from`'s block and as many whole ones as L2 holds twice.
+// Keys [from, to) of a span, up to the end of a block. How many blocks are a tile depends on the model alone: its borders round
+// sums, and an answer may depend neither on the rows beside it nor on how many threads share its heads.
 struct KeyTile {
   int64_t from, to;
 
   KeyTile(const Step& s, const Span& span, int64_t from)
-      : from(from), to(std::min(span.position + 1, (from / s.block_tokens + blocks(s, span)) * s.block_tokens)) {}
+      : from(from), to(std::min(span.position + 1, (from / s.block_tokens + blocks(s)) * s.block_tokens)) {}
   int64_t padded() const { return (to - from + kLanes - 1) / kLanes * kLanes; }
-  static int64_t blocks(const Step& s, const Span& span) {
-    const int64_t bytes = span.heads * s.block_tokens * s.k.dim * static_cast<int64_t>(sizeof(bf16));
+  static int64_t blocks(const Step& s) {
+    const int64_t bytes = s.kv_heads * s.block_tokens * s.k.dim * static_cast<int64_t>(sizeof(bf16));
     return std::max<int64_t>(1, kTileBytes / bytes);
   }
 };
@@ -112,7 +113,7 @@ struct Rows {
   }
 };
 
-// Scores of G query heads from `row` on against 16 keys of their head.
+// Scores of G query heads, the first at `query`, against 16 keys of their head at `k`: `scores` [G, stride].
 template <int G>
 void score(const Step& s, const bf16* query, const bf16* k, float* scores, int64_t stride, Ahead& ahead) {
   const int64_t lines = s.v.dim / (G * s.k.dim / 16) + 1;
@@ -239,7 +240,7 @@ inline void weigh_tile(const Step& s, const Span& span, const KeyTile& tile, Row
 // `next`: the span after this one, or this one again where there is none.
 inline void decode(const Step& s, const Span& span, const Span& next, Rows& rows) {
   const int64_t heads = span.heads * s.group;
-  rows.fresh(heads, (KeyTile::blocks(s, span) * s.block_tokens + kLanes - 1) / kLanes * kLanes, s.v.dim);
+  rows.fresh(heads, (KeyTile::blocks(s) * s.block_tokens + kLanes - 1) / kLanes * kLanes, s.v.dim);
   for (KeyTile tile(s, span, span.begin);;) {
     score_tile(s, span, tile, rows);
     for (int64_t r = 0; r < heads; r++) soften(span, tile, rows, r);
