@@ -210,6 +210,11 @@ def running(
 
 async def gone(pids: list[int]) -> None:
     """Wait until none of these processes runs."""
-    await until(
-        lambda: not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids), "their end"
-    )
+    await until(lambda: not any(_runs(pid) for pid in pids), "their end")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # also between the two questions
+        return False
