@@ -32,8 +32,8 @@ def private_pages(size: int) -> mmap.mmap:
 def _filled(memory: mmap.mmap) -> mmap.mmap:
     try:
         if _HUGE is not None:
-            _advised(memory, _HUGE)
-        if _HUGE is None or not _advised(memory, _POPULATE_WRITE):
+            advised(memory, _HUGE)
+        if _HUGE is None or not advised(memory, _POPULATE_WRITE):
             for start in range(0, len(memory), mmap.PAGESIZE):
                 memory[start] = 0
     except OSError:
@@ -42,10 +42,10 @@ def _filled(memory: mmap.mmap) -> mmap.mmap:
     return memory
 
 
-def _advised(memory: mmap.mmap, advice: int) -> bool:
-    """False where this kernel does not know the advice."""
+def advised(memory: mmap.mmap, advice: int, start: int = 0, length: int | None = None) -> bool:
+    """Advise on `length` bytes from `start` on, or all. False where this kernel does not know the advice; else OSError."""
     try:
-        memory.madvise(advice)
+        memory.madvise(advice, start, len(memory) - start if length is None else length)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -26,7 +26,7 @@ from splitserve.kv.cuda import IPC_HANDLE_BYTES
 from splitserve.kv.device import DeviceMemory
 from splitserve.kv.host import available_memory
 from splitserve.kv.memory import HostMemory, PoolMemory
-from splitserve.kv.pages import private_pages, shared_pages
+from splitserve.kv.pages import advised, private_pages, shared_pages
 
 PAGE = mmap.PAGESIZE
 _MAGIC = b"SSKVPOOL"
@@ -204,13 +204,10 @@ class SegmentView:
 
     def prefault(self) -> None:
         """Map every page now, else the first read pays a fault every 4 KB. Releases the interpreter between slices."""
-        try:
-            for start in range(0, self.header.size, _PREFAULT_BYTES):
-                length = min(_PREFAULT_BYTES, self.header.size - start)
-                self._memory.madvise(_MADV_POPULATE_READ, start, length)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # an older kernel: slower first reads, nothing else
-                raise
+        for start in range(0, self.header.size, _PREFAULT_BYTES):
+            length = min(_PREFAULT_BYTES, self.header.size - start)
+            if not advised(self._memory, _MADV_POPULATE_READ, start, length):
+                return  # an older kernel: slower first reads, nothing else
 
     def close(self) -> None:
         """Unmap, or, while somebody still looks at the memory, leave that to the last one who does. Safe to repeat."""

@@ -29,20 +29,44 @@ struct Chunk {
   bf16 *k, *v;               // [kv_heads][tiles][kKeys * dim]
 };
 
+// Sixteen rows of sixteen dwords become their columns.
+inline void transpose_16(__m512i x[16]) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)  // b[i + j]: in quarter q, column 4 q + j of rows i to i + 3
+    for (int j = 0; j < 2; j++) {
+      b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
+      b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
+    }
+  for (int j = 0; j < 4; j++) {
+    const __m512i even_top = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88);
+    const __m512i odd_top = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
+    const __m512i even_low = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
+    x[j] = _mm512_shuffle_i32x4(even_top, even_low, 0x88);
+    x[j + 4] = _mm512_shuffle_i32x4(odd_top, odd_low, 0x88);
+    x[j + 8] = _mm512_shuffle_i32x4(even_top, even_low, 0xdd);
+    x[j + 12] = _mm512_shuffle_i32x4(odd_top, odd_low, 0xdd);
+  }
+}
+
 // Keys past the chunk's end are zeros: they get no weight, and what is left in a block may be anything.
 inline void pack_keys(const Step& s, const Chunk& c, int64_t head, int64_t tile) {
   const int64_t dim = s.k.dim;
   bf16* to = c.k + (head * c.tiles + tile) * kKeys * dim;
-  const __m512i lanes = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                           _mm512_set1_epi32(static_cast<int>(dim / 2)));
   for (int64_t t = 0; t < kKeys; t += kLanes) {
-    const int64_t at = c.begin + tile * kKeys + t;
+    const int64_t at = c.begin + tile * kKeys + t, known = std::clamp<int64_t>(c.stop - at, 0, kLanes);
     bf16* half = to + t / kPanel * kPanel * dim + t % kPanel / 16 * kTile;
-    const __mmask16 known = at >= c.stop ? 0 : c.stop - at >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (c.stop - at)) - 1);
     const bf16* k = known ? s.k.at(s.blocks(c.row)[at / s.block_tokens], head) + at % s.block_tokens * dim : nullptr;
-    for (int64_t d = 0; d < dim; d += 2) {
-      const __m512i pairs = known ? _mm512_i32gather_epi32(lanes, reinterpret_cast<const int*>(k + d), 4) : _mm512_setzero_si512();
-      _mm512_store_si512(half + d / 32 * 2 * kTile + d % 32 / 2 * 32, _mm512_maskz_mov_epi32(known, pairs));
+    for (int64_t d = 0; d < dim; d += 32) {
+      __m512i rows[kLanes];
+      for (int64_t i = 0; i < kLanes; i++)
+        rows[i] = i < known ? _mm512_loadu_si512(k + i * dim + d) : _mm512_setzero_si512();
+      transpose_16(rows);
+      for (int64_t pair = 0; pair < kLanes; pair++) _mm512_store_si512(half + d / 32 * 2 * kTile + pair * 32, rows[pair]);
     }
   }
 }
