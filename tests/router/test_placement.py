@@ -42,10 +42,17 @@ def test_a_busy_decode_worker_leaves_a_long_prompt_to_prefill():
     assert placed(need(), [BUSY], [replace(PREFILL, rate=4000.0)]).prefill == "p0"
 
 
-def test_a_small_uncached_part_is_read_by_decode():
-    assert placed(need(1000), [replace(BUSY, cached_tokens=984)], [PREFILL]).prefill is None
-    assert placed(need(16), [BUSY], [PREFILL]).prefill is None
-    assert placed(need(17), [BUSY], [PREFILL]).prefill == "p0"
+def test_what_fits_into_one_chunk_is_read_by_decode():
+    slow = replace(BUSY, rate=100.0)  # by the estimate prefill would be faster
+    assert placed(need(1000), [replace(slow, cached_tokens=936)], [PREFILL]).prefill is None
+    assert placed(need(64), [slow], [PREFILL]).prefill is None
+    assert placed(need(65), [slow], [PREFILL]).prefill == "p0"
+
+
+def test_of_many_short_prompts_at_once_decode_reads_eight_chunks_itself():
+    slow = replace(BUSY, rate=100.0)
+    assert placed(need(64), [replace(slow, queued_tokens=448)], [PREFILL]).prefill is None
+    assert placed(need(64), [replace(slow, queued_tokens=449)], [PREFILL]).prefill == "p0"
 
 
 def test_a_prefill_queue_twice_as_long_makes_local_the_better_way_beside_ten_sequences():

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
-SHORT = 4  # of a decode worker's chunk, one part in so many adds no more to its step than a hand-over takes
+SHORT_STEPS = 8  # a decode worker reads a prompt of one chunk itself if it comes to it within so many steps
 DELAYED = 0.1  # what each sequence that a chunk is read beside adds to its price: the chunk delays a token of each
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 
@@ -31,7 +31,7 @@ class Why(StrEnum):
     NO_PREFILL_WORKER = "no_prefill_worker"
     LONG_CONTEXT = "long_context"  # a moved sequence
     IDLE = "idle"  # the decode worker has nothing else to do
-    SHORT = "short"  # a small part of the decode worker's chunk
+    SHORT = "short"  # one chunk of the decode worker, and little before it
     FASTER = "faster"  # by the estimate
 
 
@@ -130,7 +130,7 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return True, Why.LONG_CONTEXT
     if decode.idle:
         return False, Why.IDLE
-    if uncached * SHORT <= decode.chunk_tokens:
+    if uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_STEPS * decode.chunk_tokens:
         return False, Why.SHORT
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate

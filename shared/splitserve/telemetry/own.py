@@ -23,7 +23,7 @@ PLACEMENTS = (
     Series(("local", "asked"), rare="--split never"),
     Series(("local", "no_prefill_worker"), rare="no prefill worker that can be asked"),
     Series(("local", "idle"), rare="--split auto and an idle decode worker"),
-    Series(("local", "short"), rare="--split auto and a few uncached tokens"),
+    Series(("local", "short"), rare="--split auto and one chunk of uncached tokens or less"),
     Series(("local", "faster"), rare="--split auto and prefill workers that are busier"),
 )
 REPLACED = tuple(
