@@ -44,7 +44,7 @@ _PREFIX = {
 }
 WORKLOADS: Mapping[str, Workload] = {
     "256/64 c=16": Workload(Load(256, 64, 52, 16), _SATURATED),
-    "1024/64 c=8": Workload(Load(1024, 64, 20, 8), _SATURATED),
+    "1024/64 c=8": Workload(Load(1024, 64, 64, 8), _SATURATED),  # eight waves: the first and the last fill no batch
     "256/64 c=1": Workload(Load(256, 64, 6, 1), _ALONE),
     "1000-token prefix c=1": Workload(Load(24, 8, 6, 1, prefix=1000), _PREFIX),
     "256/64 goodput": Workload(Load(256, 64, 30, goodput=(1000, 40)), {}, search=True),
