@@ -24,7 +24,7 @@ from splitserve.bus.bus import Bus
 from splitserve.protocol.messages import Beat, Message
 from splitserve.protocol.subjects import Subjects
 from support import servers
-from support.processes import environment
+from support.processes import alive, environment
 from support.waiting import until
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -210,11 +210,4 @@ def running(
 
 async def gone(pids: list[int]) -> None:
     """Wait until none of these processes runs."""
-    await until(lambda: not any(_runs(pid) for pid in pids), "their end")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # also between the two questions
-        return False
+    await until(lambda: not any(alive(pid) for pid in pids), "their end")

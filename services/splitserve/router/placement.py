@@ -13,7 +13,7 @@ from enum import StrEnum
 
 BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
-SHORT_STEPS = 8  # a decode worker reads a prompt of one chunk itself if it comes to it within so many steps
+SHORT_CHUNKS = 8  # a decode worker reads a prompt of one chunk itself while it and what waits before it are no more
 DELAYED = 0.1  # what each sequence that a chunk is read beside adds to its price: the chunk delays a token of each
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 
@@ -130,7 +130,7 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return True, Why.LONG_CONTEXT
     if decode.idle:
         return False, Why.IDLE
-    if uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_STEPS * decode.chunk_tokens:
+    if uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_CHUNKS * decode.chunk_tokens:
         return False, Why.SHORT
     remote_s = (
         (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate

@@ -26,16 +26,14 @@ from splitserve.kv.cuda import IPC_HANDLE_BYTES
 from splitserve.kv.device import DeviceMemory
 from splitserve.kv.host import available_memory
 from splitserve.kv.memory import HostMemory, PoolMemory
-from splitserve.kv.pages import advised, private_pages, shared_pages
+from splitserve.kv.pages import populate_for_reads, private_pages, shared_pages
 
 PAGE = mmap.PAGESIZE
 _MAGIC = b"SSKVPOOL"
 _VERSION = 2
 _HEADER = struct.Struct(f"<8sIIQ32sQQ{IPC_HANDLE_BYTES}s")
 _CHECKSUMMED, _ON_DEVICE = 1, 2  # flags
-_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it yet
 _F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; fcntl has no name for it yet
-_PREFAULT_BYTES = 16 << 20  # a slice of this size is mapped in well under a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +201,8 @@ class SegmentView:
             os.close(fd)
 
     def prefault(self) -> None:
-        """Map every page now, else the first read pays a fault every 4 KB. Releases the interpreter between slices."""
-        for start in range(0, self.header.size, _PREFAULT_BYTES):
-            length = min(_PREFAULT_BYTES, self.header.size - start)
-            if not advised(self._memory, _MADV_POPULATE_READ, start, length):
-                return  # an older kernel: slower first reads, nothing else
+        """Map every page now, else the first read pays a fault every 4 KB."""
+        populate_for_reads(self._memory)
 
     def close(self) -> None:
         """Unmap, or, while somebody still looks at the memory, leave that to the last one who does. Safe to repeat."""
