@@ -7,6 +7,7 @@ import itertools
 import json
 import secrets
 import subprocess
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -214,6 +215,9 @@ async def test_a_container_that_is_told_to_stop_drains_and_ends_with_zero(stack:
 async def test_prometheus_counts_what_was_answered_once(stack: Stack) -> None:
     await eventually(stack, {"prefill": 1, "decode": 1, "router": 1}, SCRAPED_S)
     tokens = "sum(vllm:generation_tokens_total)"
+    now = time.time()
+    scraped = "min(timestamp(vllm:generation_tokens_total))"  # what was asked before this test counts as before
+    await until(lambda: min(stack.query(scraped).values(), default=0) > now, "a scrape of now", SCRAPED_S)
     before = sum(stack.query(tokens).values())
     async with client_of(stack) as client:
         await streamed(client, "How deep is the sea?")

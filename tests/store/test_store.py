@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass
 from uuid import uuid4
 
 import pytest
@@ -21,10 +21,32 @@ async def store(shared_redis: Server) -> AsyncGenerator[Store, None]:
     await made.close()
 
 
+@dataclass
+class Saved:
+    """A state whose row counts how often it is made."""
+
+    made: StateRow
+    times: int = 0
+
+    @property
+    def rid(self) -> str:
+        return self.made.rid
+
+    def row(self) -> StateRow:
+        self.times += 1
+        return self.made
+
+
 def row(
-    seq: int = 1, state: str = "queued", *, owner: str = "router-a", final: bool = False, ttl: float = 60
-) -> StateRow:
-    return StateRow("rid-1", owner, seq, ttl, final, {"state": state, "model": "m"})
+    seq: int = 1,
+    state: str = "queued",
+    *,
+    rid: str = "rid-1",
+    owner: str = "router-a",
+    final: bool = False,
+    ttl: float = 60,
+) -> Saved:
+    return Saved(StateRow(rid, owner, seq, ttl, final, {"state": state, "model": "m"}))
 
 
 async def written(store: Store) -> None:
@@ -46,6 +68,37 @@ async def test_of_many_changes_the_latest_is_written(store: Store) -> None:
     for seq, state in enumerate(["queued", "prefilling", "transferring", "decoding"], start=1):
         store.save(row(seq, state))
     assert await state_of(store) == "decoding"
+
+
+async def test_a_state_that_was_replaced_before_its_write_is_never_made_a_row(store: Store) -> None:
+    states = [row(seq) for seq in range(1, 6)]
+    for state in states:
+        store.save(state)
+    await written(store)
+    assert [state.times for state in states] == [0, 0, 0, 0, 1]
+
+
+async def test_one_command_writes_many_states_and_refuses_each_by_itself(store: Store) -> None:
+    for n in range(1200):  # more than a batch
+        store.save(row(5, rid=f"r{n}"))
+    await written(store)
+    for n in range(1200):
+        store.save(row(4 if n % 3 == 0 else 6, "decoding", rid=f"r{n}"))
+    await written(store)
+    assert store.refused == 400
+    found = [await store.read(f"r{n}") for n in range(6)]
+    assert [entry and entry["state"] for entry in found] == ["queued", "decoding", "decoding"] * 2
+
+
+async def test_a_redis_that_forgot_the_script_is_told_it_again(store: Store, shared_redis: Server) -> None:
+    client = Redis.from_url(shared_redis.url)
+    try:
+        await client.script_flush()
+    finally:
+        await client.aclose()
+    store.save(row(1, "prefilling"))
+    assert await state_of(store) == "prefilling"
+    assert not store.degraded
 
 
 async def test_an_unknown_request_is_none(store: Store) -> None:
@@ -166,7 +219,7 @@ async def test_states_that_wait_for_an_absent_redis_are_bounded(
     own_redis.kill()
     try:
         for n in range(30):
-            store.save(replace(row(), rid=f"r{n}"))
+            store.save(row(rid=f"r{n}"))
         assert store.pending <= 10
         assert store.dropped >= 20
     finally:

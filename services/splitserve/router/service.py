@@ -139,7 +139,7 @@ class _Router:
         stack.push_async_callback(store.close)
 
         def save(record: Record) -> None:
-            store.save(record.row())
+            store.save(record)
             status.saved(record)
 
         dispatcher = await Dispatcher.open(

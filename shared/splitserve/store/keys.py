@@ -14,18 +14,25 @@ TERMINAL_TTL_S = 600.0
 PRESENCE_TTL_S = 5.0
 PRESENCE_EVERY_S = 1.5
 
-# KEYS[1] = req key; ARGV = owner, seq, ttl in ms, and field, value, … as one JSON list: redis-py packs each argument by
-# itself, which cost the router more than making them. Answers 1 written or already there, 0 refused.
+# KEYS = req keys; ARGV[1] = for each {owner, seq, ttl in ms, {field, value, …}}, as one JSON list: redis-py packs each command
+# and each argument by itself, which cost the router more than making them. Answers how many were refused; what is already
+# there is not.
 SAVE_LUA = """
-local have = redis.call('HMGET', KEYS[1], 'owner', 'seq', 'final')
-if have[1] then
-  if have[1] ~= ARGV[1] then return 0 end
-  if tonumber(have[2]) == tonumber(ARGV[2]) then return 1 end
-  if have[3] == '1' or tonumber(have[2]) > tonumber(ARGV[2]) then return 0 end
+local function save(key, row)
+  local owner, seq = row[1], row[2]
+  local have = redis.call('HMGET', key, 'owner', 'seq', 'final')
+  if have[1] then
+    if have[1] ~= owner then return 1 end
+    if tonumber(have[2]) == seq then return 0 end
+    if have[3] == '1' or tonumber(have[2]) > seq then return 1 end
+  end
+  redis.call('HSET', key, 'owner', owner, 'seq', string.format('%d', seq), unpack(row[4]))
+  redis.call('PEXPIRE', key, string.format('%d', row[3]))
+  return 0
 end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'seq', ARGV[2], unpack(cjson.decode(ARGV[4])))
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return 1
+local refused = 0
+for at, row in ipairs(cjson.decode(ARGV[1])) do refused = refused + save(KEYS[at], row) end
+return refused
 """
 
 

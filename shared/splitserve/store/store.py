@@ -1,7 +1,7 @@
 """The store: what must outlive any one process, in Redis, and never in the path of a token.
 
 The owning router's memory is the truth while it lives. `save` only marks; one writer task sends the *latest* state of
-each changed request, every 20 ms, in one pipeline (protocol §5). A Redis that is away later costs nothing but staleness.
+each changed request, every 20 ms, in one command (protocol §5). A Redis that is away later costs nothing but staleness.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
 from splitserve.config import redacted
 from splitserve.errors import ConfigError, NeverReady, StoreUnavailable
@@ -43,13 +44,22 @@ class StateRow:
     fields: Mapping[str, str]
 
 
+class Savable(Protocol):
+    """One state of a request, `row()` of it made when it is written: most states have been replaced by then."""
+
+    @property
+    def rid(self) -> str: ...
+
+    def row(self) -> StateRow: ...
+
+
 class Store:
     """One connection pool and its writer. `degraded` is true from the first failed write to the next good one."""
 
     def __init__(self, client: Redis, cluster: str) -> None:
         self._redis = client
         self._keys = Keys(cluster)
-        self._changed: dict[str, StateRow] = {}
+        self._changed: dict[str, Savable] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()  # nothing is waiting to be written
         self._idle.set()
@@ -99,10 +109,10 @@ class Store:
         store._tasks.append(asyncio.create_task(store._write_forever(), name="store-writer"))
         return store
 
-    def save(self, row: StateRow) -> None:
+    def save(self, state: Savable) -> None:
         """Remember the latest state of a request; written with the next group commit."""
-        self._changed.pop(row.rid, None)
-        self._changed[row.rid] = row
+        self._changed.pop(state.rid, None)
+        self._changed[state.rid] = state
         while len(self._changed) > BACKLOG:
             self._changed.pop(next(iter(self._changed)))
             self.dropped += 1
@@ -155,40 +165,24 @@ class Store:
                 await self._commit(batch)
                 self._degraded(False, "")
             except (RedisError, OSError, TimeoutError) as error:
-                for row in reversed(batch):
-                    if row.rid not in self._changed:  # a newer state wins
-                        self._changed = {row.rid: row, **self._changed}
+                for state in reversed(batch):
+                    if state.rid not in self._changed:  # a newer state wins
+                        self._changed = {state.rid: state, **self._changed}
                 self._degraded(True, str(error))
             self._sending = 0
             if not self._changed:
                 self._wake.clear()
                 self._idle.set()
 
-    async def _commit(self, batch: list[StateRow]) -> None:
-        answers = await self._send(batch)
-        unknown = [row for row, answer in zip(batch, answers, strict=True) if isinstance(answer, NoScriptError)]
-        if unknown:  # Redis restarted
+    async def _commit(self, batch: list[Savable]) -> None:
+        keys = [self._keys.request(state.rid) for state in batch]
+        rows = orjson.dumps([_arguments(state.row()) for state in batch])
+        try:
+            refused = await self._redis.evalsha(self._sha, len(keys), *keys, rows)
+        except NoScriptError:  # Redis restarted
             self._sha = str(await self._redis.script_load(SAVE_LUA))
-            answers = [a for a in answers if not isinstance(a, NoScriptError)] + await self._send(unknown)
-        for answer in answers:
-            if isinstance(answer, ResponseError):  # full, or read-only: the same as away
-                raise answer
-        self.refused += sum(1 for answer in answers if answer == 0)
-
-    async def _send(self, rows: list[StateRow]) -> list[object]:
-        pipe = self._redis.pipeline(transaction=False)
-        for row in rows:
-            pairs = ["final", "1" if row.final else "0", *chain.from_iterable(row.fields.items())]
-            pipe.evalsha(
-                self._sha,
-                1,
-                self._keys.request(row.rid),
-                row.owner,
-                str(row.seq),
-                str(int(row.ttl_s * 1000)),
-                orjson.dumps(pairs),
-            )
-        return list(await pipe.execute(raise_on_error=False))
+            refused = await self._redis.evalsha(self._sha, len(keys), *keys, rows)
+        self.refused += int(refused)
 
     def _degraded(self, now: bool, why: str) -> None:
         if now != self.degraded:
@@ -197,3 +191,8 @@ class Store:
                 log.warning("Redis is away: serving goes on, states wait", extra={"error": why})
             else:
                 log.warning("Redis is back", extra={"pending": len(self._changed)})
+
+
+def _arguments(row: StateRow) -> tuple[object, ...]:
+    pairs = ("final", "1" if row.final else "0", *chain.from_iterable(row.fields.items()))
+    return row.owner, row.seq, int(row.ttl_s * 1000), pairs
