@@ -24,6 +24,7 @@ from splitserve.protocol.messages import (
 from splitserve.protocol.states import RefuseReason
 from splitserve.protocol.trace import TraceContext
 from support.servers import Server, free_port
+from support.waiting import until
 
 Connect = Callable[..., Awaitable[Bus]]
 
@@ -101,6 +102,56 @@ async def test_a_listener_that_never_answers_is_a_time_out(shared_nats: Server, 
     await b.flush(2)
     with pytest.raises(RequestTimeout, match=r"0\.05"):
         await a.request("t.silent", Ping(1), 0.05)
+
+
+async def test_a_question_is_answered_once_however_many_answers_come(shared_nats: Server, connect: Connect) -> None:
+    a, b = await connect(shared_nats.url), await connect(shared_nats.url)
+    inbox, told = Inbox(), list[object]()
+    await b.subscribe("t.twice", inbox)
+    await b.flush(2)
+    await a.ask("t.twice", Ping(1), 30, told.append)
+    _, reply_to = await inbox.next()
+    assert reply_to
+    for n in (1, 2):
+        await b.answer(reply_to, Pong(n))
+    asking = asyncio.create_task(a.request("t.twice", Ping(3), 30))  # its answer comes behind both
+    _, reply_to = await inbox.next()
+    assert reply_to
+    await b.answer(reply_to, Pong(3))
+    assert await asking == Pong(3)
+    assert told == [Pong(1)]
+
+
+async def test_an_answer_that_comes_late_is_told_to_nobody(shared_nats: Server, connect: Connect) -> None:
+    a, b = await connect(shared_nats.url), await connect(shared_nats.url)
+    inbox, told = Inbox(), list[object]()
+    await b.subscribe("t.late", inbox)
+    await b.flush(2)
+    await a.ask("t.late", Ping(1), 0.05, told.append)
+    _, late_to = await inbox.next()
+    await until(lambda: bool(told), "the time-out")
+    assert late_to
+    await b.answer(late_to, Pong(1))
+    asking = asyncio.create_task(a.request("t.late", Ping(2), 30))
+    _, reply_to = await inbox.next()
+    assert reply_to
+    await b.answer(reply_to, Pong(2))
+    assert await asking == Pong(2)
+    assert [type(answer) for answer in told] == [RequestTimeout]
+    assert a.counters.errors == 0
+
+
+async def test_who_waits_for_an_answer_hears_that_the_connection_is_closed(
+    shared_nats: Server, connect: Connect
+) -> None:
+    a, b = await connect(shared_nats.url), await connect(shared_nats.url)
+    await b.subscribe("t.silent", Inbox())
+    await b.flush(2)
+    asking = asyncio.create_task(a.request("t.silent", Ping(1), 30))
+    await a.flush(2)
+    await a.close()
+    with pytest.raises(BusUnavailable, match="closed"):
+        await asking
 
 
 async def test_answers_to_a_publish_come_to_the_reply_handler(shared_nats: Server, connect: Connect) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import nats
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import NO_RESPONDERS_STATUS, Client
 from nats.aio.msg import Msg
+from nats.js.api import Header
 
 from splitserve.config import redacted
 from splitserve.errors import BusUnavailable, ConfigError, MessageTooLarge, NeverReady, ProtocolError
@@ -25,6 +26,7 @@ from splitserve.protocol.states import RefuseReason
 log = logging.getLogger("splitserve.bus")
 
 Handler = Callable[[Message, str | None], None]
+Told = Callable[[Message | BusUnavailable | ProtocolError], None]  # of an answer, or of what there is instead
 CLOSE_S = 2.0
 PENDING_BYTES = 128 << 20  # a subscription's backlog; beyond, nats-py drops and `errors` counts: Resume heals
 
@@ -55,6 +57,15 @@ class BusCounters:
     reconnects: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Asked, and neither answered nor late yet."""
+
+    subject: str
+    told: Told
+    timer: asyncio.TimerHandle
+
+
 @dataclass(slots=True)
 class Bus:
     """One connection. `on_down` and `on_up` are called from the event loop, on_up after subscriptions are back.
@@ -69,6 +80,8 @@ class Bus:
     counters: BusCounters = field(default_factory=BusCounters)
     _client: Client = field(default_factory=Client)
     _inbox: str = ""
+    _asked: int = 0  # numbers of questions: the last part of the subject that their answers come on
+    _open: dict[str, _Question] = field(default_factory=dict[str, _Question])  # by that subject
     _closing: bool = False
 
     @classmethod
@@ -103,6 +116,8 @@ class Bus:
                     disconnected_cb=bus._on_disconnected,
                     reconnected_cb=bus._on_reconnected,
                 )
+                bus._inbox = bus._client.new_inbox()
+                await bus._listen(f"{bus._inbox}.*", bus._on_answer)
         except TimeoutError as error:
             await bus.close()
             why = f" ({bus._client.last_error})" if bus._client.last_error else ""
@@ -111,7 +126,6 @@ class Bus:
             ) from error
         except (nats.errors.Error, ValueError, OSError) as error:
             raise ConfigError(f"NATS at {redacted(url)} refuses the connection: {error}") from error
-        bus._inbox = bus._client.new_inbox()
         return bus
 
     @property
@@ -130,21 +144,38 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
 
-    async def request(self, subject: str, message: Message, timeout_s: float) -> Message:
-        """Send and wait for one answer.
-
-        Raises NoResponders, RequestTimeout, or a ProtocolError for an answer that cannot be read.
+    async def ask(self, subject: str, message: Message, timeout_s: float, told: Told) -> None:
+        """Send, and have `told` called once: with the answer, NoResponders, RequestTimeout, BusUnavailable when the
+        connection is closed first, or a ProtocolError for an answer that cannot be read. Nobody waits for it meanwhile:
+        nats-py's own way, a future and a time-out for each, cost a router more than what is asked. What this raises is
+        not told.
         """
         data, headers = self._checked(message)
+        self._asked += 1
+        reply = f"{self._inbox}.{self._asked}"
+        late = RequestTimeout(f"no answer on {subject} in {timeout_s:g} s")
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._end, reply, late)
+        self._open[reply] = _Question(subject, told, timer)
         try:
-            answer = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
-        except nats.errors.NoRespondersError as error:
-            raise NoResponders(f"nobody listens on {subject}") from error
-        except nats.errors.TimeoutError as error:
-            raise RequestTimeout(f"no answer on {subject} in {timeout_s:g} s") from error
+            await self._client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
+            timer.cancel()
+            self._open.pop(reply, None)
             raise BusUnavailable(f"the bus is away: {error or type(error).__name__}") from error
-        return decode(answer.data, answer.headers)
+
+    async def request(self, subject: str, message: Message, timeout_s: float) -> Message:
+        """`ask`, and wait for the answer. Raises what is told instead of one."""
+        heard: asyncio.Future[Message | BusUnavailable | ProtocolError] = asyncio.get_running_loop().create_future()
+
+        def told(answer: Message | BusUnavailable | ProtocolError) -> None:
+            if not heard.done():
+                heard.set_result(answer)
+
+        await self.ask(subject, message, timeout_s, told)
+        answer = await heard
+        if isinstance(answer, BusUnavailable | ProtocolError):
+            raise answer
+        return answer
 
     async def answer(self, reply_to: str, message: Message) -> None:
         """Answer a message that had a reply subject."""
@@ -161,7 +192,7 @@ class Bus:
                 return
             handler(message, raw.reply or None)
 
-        await self._client.subscribe(subject, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES)
+        await self._listen(subject, on_message)
 
     async def receive_replies(self, handler: Handler) -> None:
         """Where answers to `publish(reply=True)` go."""
@@ -177,6 +208,8 @@ class Bus:
     async def close(self) -> None:
         """Disconnect. A server that does not take the last bytes in `CLOSE_S` is left: nats-py would wait for it."""
         self._closing = True
+        for reply in list(self._open):
+            self._end(reply, BusUnavailable("the bus is away: closed"))
         closing = asyncio.create_task(self._client.close(), name=f"close-{self.name}")
         _, late = await asyncio.wait({closing}, timeout=CLOSE_S)
         for task in late:
@@ -200,6 +233,29 @@ class Bus:
                 f"{self._client.max_payload}: send a shorter prompt, or raise max_payload of the NATS server"
             )
         return data, headers
+
+    async def _listen(self, subject: str, heard: Callable[[Msg], Awaitable[None]]) -> None:
+        await self._client.subscribe(subject, cb=heard, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES)
+
+    async def _on_answer(self, raw: Msg) -> None:
+        question = self._open.get(raw.subject)
+        if question is None:  # late, or a double
+            return
+        headers = raw.headers
+        if headers is not None and headers.get(Header.STATUS) == NO_RESPONDERS_STATUS:
+            self._end(raw.subject, NoResponders(f"nobody listens on {question.subject}"))
+            return
+        try:
+            answer = decode(raw.data, headers)
+        except ProtocolError as error:
+            self._end(raw.subject, error)
+        else:
+            self._end(raw.subject, answer)
+
+    def _end(self, reply: str, answer: Message | BusUnavailable | ProtocolError) -> None:
+        question = self._open.pop(reply)
+        question.timer.cancel()
+        question.told(answer)
 
     async def _refuse(self, raw: Msg, error: ProtocolError) -> None:
         self.counters.unreadable += 1

@@ -58,7 +58,6 @@ class Shell:
         self._nothing.set()
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
-        self._asking: set[asyncio.Task[None]] = set()
 
     def put(self, event: object) -> None:
         """From a callback of the loop: the core will hear of it, in order."""
@@ -90,9 +89,6 @@ class Shell:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            for task in self._asking:
-                task.cancel()
-            await asyncio.gather(*self._asking, return_exceptions=True)
 
     async def _handle(self, event: object) -> None:
         self._draining = self._draining or isinstance(event, Drain)
@@ -119,10 +115,7 @@ class Shell:
             case Answer(reply_to, message):
                 await self._publish(reply_to, message, False)
             case Ask():
-                task = asyncio.create_task(self._ask(command), name="ask")
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
-                await asyncio.sleep(0)  # it goes out now: what is published next may not overtake it
+                await self._ask(command)
             case _:
                 raise TypeError(f"nobody carries out a {type(command).__name__}")
 
@@ -160,18 +153,29 @@ class Shell:
             log.error("message not sent", extra={"kind": type(message).__name__, "why": error.message})
 
     async def _ask(self, ask: Ask) -> None:
+        """The core hears once of each question, however it ends."""
+
+        def told(answer: Message | BusUnavailable | ProtocolError) -> None:
+            self.put(_heard(ask.tag, answer))
+
         try:
-            answer = await self._bus.request(ask.subject, ask.message, ask.timeout_s)
-        except MessageTooLarge as error:  # no try will make it smaller
-            self.put(Answered(ask.tag, Refused(RefuseReason.TOO_LARGE, error.message)))
-        except NoResponders:
-            self.put(Unanswered(ask.tag, NoAnswer.NO_RESPONDERS))
-        except (RequestTimeout, ProtocolError):
-            self.put(Unanswered(ask.tag, NoAnswer.TIMEOUT))
-        except BusUnavailable:
-            self.put(Unanswered(ask.tag, NoAnswer.DISCONNECTED))
-        else:
-            self.put(Answered(ask.tag, answer))
+            await self._bus.ask(ask.subject, ask.message, ask.timeout_s, told)
+        except (BusUnavailable, ProtocolError) as error:
+            told(error)
+
+
+def _heard(tag: Any, answer: Message | BusUnavailable | ProtocolError) -> Answered | Unanswered:
+    match answer:
+        case MessageTooLarge():  # no try will make it smaller
+            return Answered(tag, Refused(RefuseReason.TOO_LARGE, answer.message))
+        case NoResponders():
+            return Unanswered(tag, NoAnswer.NO_RESPONDERS)
+        case RequestTimeout() | ProtocolError():
+            return Unanswered(tag, NoAnswer.TIMEOUT)
+        case BusUnavailable():
+            return Unanswered(tag, NoAnswer.DISCONNECTED)
+        case _:
+            return Answered(tag, answer)
 
 
 def _told(event: object) -> dict[str, str]:
