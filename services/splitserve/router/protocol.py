@@ -25,9 +25,11 @@ _UNREAD_MS = 60_000  # data that a client acknowledges for so long not at all, o
 class Connection(h11.Connection):
     """h11's, with a short way for the parts of a chunked body: they change no state of it."""
 
-    _chunked = False
+    _chunked = False  # between a response's head that says so and the end of its body
 
     def send(self, event):  # pyright: ignore  # overloaded in the base class
+        if type(event) is not h11.Data:
+            self._chunked = False
         output = super().send(event)
         if type(event) is h11.Response:
             self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in (output or b"").lower()
@@ -35,7 +37,7 @@ class Connection(h11.Connection):
 
     def part(self, data: bytes) -> bytes:
         """The bytes of a part, not empty, of the body that is being sent."""
-        if self._chunked and self.our_state is h11.SEND_BODY:
+        if self._chunked:
             return b"%x\r\n%b\r\n" % (len(data), data)
         return self.send(h11.Data(data=data)) or b""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -77,6 +78,7 @@ async def run(settings: RouterSettings, signals: Signals) -> None:
 
 
 def _read_model(settings: RouterSettings) -> tuple[Tokenizer, ModelFacts]:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: its library's own threads only cost
     folder = resolve(settings.model, weights=False)
     tokenizer = Tokenizer.load(folder)
     return tokenizer, ModelFacts.load(folder, tokenizer, settings.model)

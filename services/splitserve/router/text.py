@@ -6,9 +6,10 @@ The detokeniser decodes a window of the last few ids twice, with and without the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 _CONTEXT = 6  # prompt ids before the answer: SentencePiece drops the first word's space without them
@@ -22,11 +23,20 @@ class Detokenizer:
     """Text of a growing list of ids. `prompt_ids` are context only and give no text.
 
     With `concatenates` (the text of two lists in a row is that of both together, but for a character that the border
-    cuts) nothing is decoded for context: once a token, and not twice.
+    cuts) nothing is decoded for context: once a token, and not twice; and not at all what `alone` has, texts that
+    `decode` gave for an id by itself.
     """
 
-    def __init__(self, decode: Decode, prompt_ids: Sequence[int] = (), *, concatenates: bool = False) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        prompt_ids: Sequence[int] = (),
+        *,
+        concatenates: bool = False,
+        alone: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self._decode = decode
+        self._alone = alone
         self._concatenates = concatenates
         self._window = [] if concatenates else list(prompt_ids[-_CONTEXT:])
         self._shown = 0  # ids of the window whose text was given out
@@ -36,7 +46,9 @@ class Detokenizer:
     def push(self, ids: Sequence[int]) -> str:
         """The new text, up to the last whole character."""
         if self._concatenates and not self._window:  # nothing is held: most tokens are whole words
-            text = self._decode(ids)
+            text = self._alone.get(ids[0]) if len(ids) == 1 else None
+            if text is None:
+                text = self._decode(ids)
             if not text.endswith(_BROKEN):
                 return text
         self._window.extend(ids)
@@ -131,6 +143,7 @@ class Vocabulary(Protocol):
     def concatenates(self) -> bool: ...  # as `Detokenizer` has it
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def alone(self, skip_special_tokens: bool = True) -> Mapping[int, str]: ...  # as `Detokenizer` has it
 
 
 class AnswerText:
@@ -145,6 +158,7 @@ class AnswerText:
             partial(vocabulary.decode, skip_special_tokens=rules.skip_special_tokens),
             [id for id in prompt_ids[-4 * _CONTEXT :] if id not in hidden],
             concatenates=vocabulary.concatenates,
+            alone=vocabulary.alone(rules.skip_special_tokens),
         )
         self._stops = StopStrings(rules.stops, rules.include_stop)
         self._one_by_one = bool(rules.stops)

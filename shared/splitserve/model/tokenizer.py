@@ -6,7 +6,7 @@ imported: in a router it would bring torch along, 245 MiB instead of 14.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -62,19 +62,19 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Ids of `text`; the Rust side releases the GIL."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # the fast way does not trace where in the text each token began: a quarter of the time
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids that the vocabulary lacks are left out."""
-        if len(ids) != 1:
-            return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        alone, id = self._alone[skip_special_tokens], ids[0]
-        text = alone.get(id)
-        if text is None:
-            text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-            if text:  # ids without a token are without number
-                alone[id] = text
+        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if len(ids) == 1 and text:  # ids without a token are without number
+            self._alone[skip_special_tokens][ids[0]] = text
         return text
+
+    def alone(self, skip_special_tokens: bool = True) -> Mapping[int, str]:
+        """What `decode` gave for single ids so far: a look into it costs less than a call."""
+        return self._alone[skip_special_tokens]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for inside a text; b"" for an id without a token."""
