@@ -161,7 +161,7 @@ def test_unanswered_jobs_are_asked_again_under_the_same_numbers_after_an_outage(
     bench.send(BusUp())
     again = bench.accept(DecodeJob)
     assert again == job
-    assert bench.state() is RequestState.DECODING
+    assert bench.state() is RequestState.PREFILLING
 
 
 def test_a_time_out_of_a_question_from_before_the_outage_is_not_the_new_ones():
@@ -172,7 +172,7 @@ def test_a_time_out_of_a_question_from_before_the_outage_is_not_the_new_ones():
     bench.send(BusUp())
     bench.send(Unanswered(ask.tag, NoAnswer.TIMEOUT))
     assert bench.accept(DecodeJob).da == job.da
-    assert bench.state() is RequestState.DECODING
+    assert bench.state() is RequestState.PREFILLING
 
 
 def test_after_an_outage_every_live_request_is_asked_for():

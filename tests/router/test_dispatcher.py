@@ -103,9 +103,9 @@ class Stage:
     async def knows(self, *names: str) -> None:
         await until(lambda: {w.beat.name for w in self.core.fleet if w.usable} >= set(names), f"beats of {names}")
 
-    async def decoding(self) -> None:
-        """Until the last request was accepted by its decode worker."""
-        await until(lambda: [r.state for r in self.records[-1:]] == [RequestState.DECODING], "acceptance")
+    async def accepted(self) -> None:
+        """Until the last request was accepted by the decode worker that reads its prompt, too."""
+        await until(lambda: [r.state for r in self.records[-1:]] == [RequestState.PREFILLING], "acceptance")
 
 
 @asynccontextmanager
@@ -198,7 +198,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(shared_nats: Server
         await stage.knows("d0")
         worker.held.clear()
         await clients.enter_async_context(stage.dispatcher.submit(submission("fills the pool", ids=10_000), nobody))
-        await stage.decoding()
+        await stage.accepted()
         await clients.enter_async_context(stage.dispatcher.submit(submission("waits", ids=10_000), nobody))
         await until(lambda: stage.core.waiting.requests == 1, "one that waits")
         with pytest.raises(Overloaded) as caught:
@@ -212,7 +212,7 @@ async def test_leaving_cancels_the_work(shared_nats: Server) -> None:
         worker.held.clear()
         async with stage.dispatcher.submit(submission(), nobody):
             await until(lambda: bool(worker.all(DecodeJob)), "the job")
-            await stage.decoding()
+            await stage.accepted()
         await until(lambda: bool(worker.all(Cancel)), "a Cancel")
         assert stage.records[-1].state is RequestState.CANCELLED
         assert stage.core.idle
@@ -224,7 +224,7 @@ async def test_a_stopped_answer_ends_like_a_finish(shared_nats: Server) -> None:
         worker.held.clear()
         events: list[GenerationEvent] = []
         async with stage.dispatcher.submit(submission(), events.append) as generation:
-            await stage.decoding()
+            await stage.accepted()
             generation.stop(0)
             await until(lambda: len(events) == 2, "its end")
         first, last = events
@@ -270,7 +270,7 @@ async def test_an_outage_of_the_bus_costs_a_pause_and_no_token(own_nats: Server)
         await stage.knows("d0")
         worker.held.clear()
         running = asyncio.create_task(run(stage, submission()))
-        await stage.decoding()
+        await stage.accepted()
         own_nats.kill()
         await until(lambda: _bus_is_away(stage), "new requests to be refused")
         own_nats.start()
@@ -301,7 +301,7 @@ async def test_closing_ends_running_requests_and_cancels_their_work(shared_nats:
         await stage.knows("d0")
         worker.held.clear()
         running = asyncio.create_task(run(stage, submission()))
-        await stage.decoding()
+        await stage.accepted()
         await stage.dispatcher.close()
         _, _, done = await running
         assert type(done.error).__name__ == "RequestFailed"

@@ -23,6 +23,7 @@ from splitserve.protocol.messages import (
     ResumeAnswer,
 )
 from splitserve.protocol.states import FailReason, FinishReason, RefuseReason, RequestState
+from splitserve.router.refusals import TooManyRequests
 from splitserve.router.rules import Rules
 from support.router_bench import Bench, worker_beat
 
@@ -45,12 +46,14 @@ def test_decode_is_reserved_before_prefill_is_asked():
     assert bench.state() is S.PREFILLING
 
 
-def test_a_local_job_goes_from_queued_to_decoding_at_its_acceptance():
+def test_a_local_job_is_prefilling_from_its_acceptance_to_its_first_token():
     bench = Bench(split="never")
     decode = bench.reserved()
     assert decode.source is None
-    assert bench.state() is S.DECODING
+    assert bench.state() is S.PREFILLING
     assert not bench.asked(PrefillJob)
+    bench.row(decode.slot, decode.da, 0, 11)
+    assert bench.state() is S.DECODING
 
 
 def test_a_refusal_is_followed_by_the_next_worker_under_the_next_number():
@@ -183,7 +186,7 @@ def test_after_three_lost_prefills_decode_reads_the_prompt_itself():
         assert bench.accept(Amend).source is not None
     bench.unanswered(PrefillJob)
     assert bench.accept(Amend).source is None
-    assert bench.state() is S.DECODING
+    assert bench.state() is S.PREFILLING
 
 
 def test_a_digest_that_shows_the_prefill_queued_or_moving_is_progress():
@@ -451,6 +454,18 @@ def test_a_client_that_leaves_ends_the_work_on_both_workers(state: str):
     assert ("p0" in cancelled) == (state in ("reserved", "prefilling"))
     assert released == (state == "transferring")
     assert bench.core.held["lives"] == bench.core.held["slots"] == 0
+
+
+@pytest.mark.parametrize("state", ["prefilling", "decoding"])
+def test_what_is_left_because_its_request_failed_has_failed_with_it(state: str):
+    """The client of a request of several prompts is still there when another of them fails."""
+    bench = Bench()
+    getattr(bench, state)()
+    bench.leave(error=TooManyRequests("full"))
+    assert bench.state() is S.FAILED
+    assert bench.records[-1].error == "overloaded"
+    assert "d0" in {worker for worker, _ in bench.published(Cancel)}
+    assert not any("cancelled" in what for what in bench.core.counts)
 
 
 def test_the_deadline_ends_it_in_any_state():

@@ -16,7 +16,7 @@ from splitserve.errors import (
     SplitserveError,
 )
 from splitserve.router.metrics import RouterMetrics
-from splitserve.router.observe import HttpAnswer, RequestEnd
+from splitserve.router.observe import HttpAnswer, Progress, RequestEnd
 from splitserve.router.refusals import TooManyRequests, TooManyTokens, WaitedTooLong, refusal_reason
 
 DONE = RequestEnd(
@@ -40,8 +40,11 @@ class Page:
         return self.metrics.metrics.registry.get_sample_value(name, {"model_name": "m", "engine": "r-0", **labels})
 
 
-def test_tokens_are_counted_once_and_by_source() -> None:
+def test_tokens_are_counted_as_they_come_and_by_source() -> None:
     page = Page(DONE)
+    assert page("vllm:generation_tokens_total") == page("vllm:prompt_tokens_total") == 0
+    for by in (Progress(1, 30, 16), Progress(13, 0, 0)):
+        page.metrics.progressed(by)
     assert page("vllm:prompt_tokens_total") == 30
     assert page("vllm:prompt_tokens_by_source_total", source="local_compute") == 14
     assert page("vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 16
@@ -74,9 +77,16 @@ def test_answers_are_counted_by_how_they_ended() -> None:
     assert page("splitserve_requests_failed_total", code="engine_failed") == 1
 
 
-def test_a_request_that_never_got_a_token_adds_no_prompt() -> None:
+def test_prompts_read_side_by_side_are_no_longer_than_their_request() -> None:
+    slow = {"prefill_queue": 0.4, "prefill": 0.5, "ttft": 0.95}
+    page = Page(replace(DONE, stages=(slow, *DONE.stages, slow)))
+    assert page("vllm:request_prefill_time_seconds_sum") == pytest.approx(0.3)
+    assert page("vllm:request_queue_time_seconds_sum") == pytest.approx(0.1)
+    assert page("vllm:request_inference_time_seconds_sum") == pytest.approx(0.3 + 1.0)
+
+
+def test_the_answers_of_a_request_that_never_got_a_token_are_aborted() -> None:
     page = Page(replace(DONE, outcome="cancelled", first_token_s=None, generation_tokens=(0, 0), finish_reasons=()))
-    assert page("vllm:prompt_tokens_total") == 0
     assert page("vllm:request_success_total", finished_reason="abort") == 2
 
 

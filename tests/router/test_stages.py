@@ -71,3 +71,16 @@ def test_a_prompt_that_was_not_moved_has_no_gap_to_explain(stages: dict[str, flo
 
 def test_a_gap_that_was_moved_has_every_part() -> None:
     assert set(gap_breakdown({"first_gap": 0.1, "transfer": 0.1, "gap_other": 0.0})) == {*GAP_PARTS, "gap_other"}
+
+
+def test_a_worker_that_began_to_read_before_we_heard_that_it_took_the_request_is_counted_once() -> None:
+    stages = Stages(0.0)
+    stages.asked(0.0)
+    stages.reserved(0.004)  # its answer was 3 ms on its way, while it read
+    stages.prefilled(0.001, 0.010)
+    stages.tokens(0.013, 1)
+    seconds = stages.seconds(0.02)
+    assert seconds["reserve"] == pytest.approx(0.002)
+    assert sum(seconds[part] for part in ("place", "reserve", "prefill_queue", "prefill", "other")) == pytest.approx(
+        0.013
+    )

@@ -40,6 +40,7 @@ class ScriptedGeneration:
         self.stopped: list[int] = []
         self.left = asyncio.Event()
         self.entered = False
+        self.left_by: object = None  # the exception that it was left by
         self._play = play
         self._hear = hear
         self._playing: asyncio.Task[None] | None = None
@@ -57,6 +58,7 @@ class ScriptedGeneration:
             self._playing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._playing
+        self.left_by = exc[1]
         self.left.set()
 
     async def _tell(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from splitserve.config import RoutingSettings
+from splitserve.errors import SplitserveError
 from splitserve.protocol.effects import Answered, Ask, NoAnswer, Publish, Received, Tick, Unanswered
 from splitserve.protocol.handle import GroupBlocks, KvHandle
 from splitserve.protocol.messages import (
@@ -126,8 +127,8 @@ class Bench:
             )
         )
 
-    def leave(self, rid: str = "a") -> None:
-        self.send(Leave(rid))
+    def leave(self, rid: str = "a", error: SplitserveError | None = None) -> None:
+        self.send(Leave(rid, error))
 
     def stop(self, choice: int = 0, rid: str = "a") -> None:
         self.send(Stop(rid, choice))

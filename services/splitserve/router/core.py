@@ -196,7 +196,7 @@ class RouterCore:
         self._lives.act(event.rid, Lifecycle.stop, event.choice)
 
     def _leave(self, event: Leave) -> None:
-        self._lives.act(event.rid, Lifecycle.leave)
+        self._lives.act(event.rid, Lifecycle.leave, event.error)
 
     # --- messages ---
 

@@ -86,8 +86,9 @@ class Dispatcher:
     async def close(self) -> None:
         """End what still runs, with an error for its client and a Cancel for its workers, and disconnect."""
         for generation in list(self._running.values()):
-            generation.hear(Done(RequestFailed("the router is stopping")))
-            self.leave(generation.rid)
+            error = RequestFailed("the router is stopping")
+            generation.hear(Done(error))
+            self.leave(generation.rid, error)
         with suppress(TimeoutError):  # then the workers notice our silence
             await self._shell.settled(CLOSE_S)
         await self._stack.aclose()
@@ -110,10 +111,10 @@ class Dispatcher:
     def stop(self, rid: str, choice: int) -> None:
         self._shell.put(Stop(rid, choice))
 
-    def leave(self, rid: str) -> None:
-        """The client is gone; a request that has ended already is none the worse."""
+    def leave(self, rid: str, error: SplitserveError | None = None) -> None:
+        """Nobody waits for it, see `Leave`; a request that has ended already is none the worse."""
         if self._running.pop(rid, None) is not None:
-            self._shell.put(Leave(rid))
+            self._shell.put(Leave(rid, error))
 
     # --- views ---
 
@@ -207,7 +208,8 @@ class RunningGeneration:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._dispatcher.leave(self.rid)
+        error = exc[1]
+        self._dispatcher.leave(self.rid, error if isinstance(error, SplitserveError) else None)
 
 
 async def ended(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from splitserve.errors import SplitserveError
 from splitserve.protocol.effects import Answered, Ask, BusDown, BusUp, Publish, Received, Tick, Unanswered
 from splitserve.router.generation import GenerationEvent, Submission
 from splitserve.router.records import Record
@@ -29,9 +30,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The client is gone, or wants no more."""
+    """Nobody waits for it: the client is gone, or `error` ended what it was a part of (a request of several prompts)."""
 
     rid: str
+    error: SplitserveError | None = None
 
 
 # --- commands ---

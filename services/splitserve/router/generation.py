@@ -67,7 +67,8 @@ Hear = Callable[[GenerationEvent], None]  # called from the event loop; it only 
 
 
 class Generation(Protocol):
-    """A running request. Leaving `async with` at any moment ends the work on every worker."""
+    """A running request. Leaving `async with` at any moment ends the work on every worker: by an error of ours it failed,
+    else the client left."""
 
     @property
     def cached_tokens(self) -> int:

@@ -102,7 +102,7 @@ class Lifecycle:
             if end is not None:
                 self._desk.chores.fin_ack(leg.life, leg.slot + choice)
         if leg.local:
-            r.to(S.DECODING)
+            r.to(S.PREFILLING)
         elif r.kv is not None:
             self._courier.forward(r.kv, leg)
         elif r.prefill is not None and r.prefill.job is None:
@@ -300,6 +300,8 @@ class Lifecycle:
             self.decode_accepted(leg)
         if r.prefill is not None:
             self.loaded()
+        elif r.state is S.PREFILLING:  # it has read the prompt itself
+            r.to(S.DECODING)
         if row.first is not None:
             r.first_row(leg, row.first)
         if r.transcript.ends[choice] is not None:  # it did not hear that this answer is over
@@ -315,9 +317,12 @@ class Lifecycle:
 
     # --- ends ---
 
-    def leave(self) -> None:
-        """The client is gone."""
-        self._endings.leave()
+    def leave(self, error: SplitserveError | None = None) -> None:
+        """Nobody waits for it: the client is gone, or `error` ended what it was a part of."""
+        if error is None:
+            self._endings.leave()
+        else:
+            self.fail(error)
 
     def fail(self, error: SplitserveError) -> None:
         self._endings.fail(error)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from splitserve.errors import SplitserveError
 from splitserve.protocol.states import Role
 from splitserve.router.http_metrics import HttpMetrics
-from splitserve.router.observe import HttpAnswer, RequestEnd
+from splitserve.router.observe import HttpAnswer, Progress, RequestEnd
 from splitserve.router.refusals import AT_THE_DOOR, refusal_reason
-from splitserve.router.stages import breakdown, gap_breakdown
+from splitserve.router.stages import breakdown, first_read, gap_breakdown
 from splitserve.telemetry.metrics import Metrics, Tally
 from splitserve.telemetry.own import GAP_STAGES, TTFT_STAGES
 
@@ -24,6 +24,7 @@ class RouterMetrics:
         self.ends = EndMetrics(metrics)
         self.ttft = metrics.histogram("vllm:time_to_first_token_seconds")
         self.gap = Tally(metrics.histogram("vllm:inter_token_latency_seconds"))
+        self._tokens = TokenMetrics(metrics)
         self._http = HttpMetrics(metrics)
         self.refresh: Callable[[], None] = lambda: None
 
@@ -41,6 +42,9 @@ class RouterMetrics:
     def gaps(self, seconds: Sequence[float]) -> None:
         for gap in seconds:
             self.gap.observe(gap)
+
+    def progressed(self, by: Progress) -> None:
+        self._tokens.progressed(by)
 
     # --- the page ---
 
@@ -97,10 +101,8 @@ class EndMetrics:
         self._n = metrics.histogram("vllm:request_params_n")
         self._max_tokens = metrics.histogram("vllm:request_params_max_tokens")
         self._stages = StageMetrics(metrics)
-        self._tokens = TokenMetrics(metrics)
 
     def end(self, end: RequestEnd, tokenise_s: float) -> None:
-        self._tokens.end(end)
         self._stages.end(end, tokenise_s)
         unfinished = len(end.generation_tokens) - len(end.finish_reasons)
         for reason in end.finish_reasons:
@@ -138,8 +140,8 @@ class EndMetrics:
         if end.first_token_s is None or end.last_token_s is None:
             return
         decode = end.last_token_s - end.first_token_s
-        queue = sum(stage.get("prefill_queue", 0.0) for stage in end.stages)
-        prefill = sum(stage.get("prefill", 0.0) for stage in end.stages)
+        first = first_read(end.stages)  # prompts of one request are read side by side: their sum is nobody's time
+        queue, prefill = first.get("prefill_queue", 0.0), first.get("prefill", 0.0)
         self._queue.observe(queue)
         self._prefill.observe(prefill)
         self._decode.observe(decode)
@@ -149,7 +151,7 @@ class EndMetrics:
 
 
 class TokenMetrics:
-    """Tokens that went in and out, of every request that got a token, however it ended."""
+    """Tokens that went in and out, as they do: of every prompt that got a token, however its request ends."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._generation = metrics.counter("vllm:generation_tokens")
@@ -159,15 +161,12 @@ class TokenMetrics:
         self._hit = metrics.counter("vllm:prompt_tokens_by_source", source="local_cache_hit")
         self._device = metrics.counter("vllm:prompt_tokens_cached_by_source", source="device")
 
-    def end(self, end: RequestEnd) -> None:
-        self._generation.inc(sum(end.generation_tokens))
-        if end.first_token_s is None:
-            return
-        prompt, cached = sum(end.prompt_tokens), end.cached_tokens
-        self._prompt.inc(prompt)
-        self._computed.inc(prompt - cached)
+    def progressed(self, by: Progress) -> None:
+        self._generation.inc(by.generated)
+        self._prompt.inc(by.prompt)
+        self._computed.inc(by.prompt - by.cached)
         for counter in (self._cached, self._hit, self._device):
-            counter.inc(cached)
+            counter.inc(by.cached)
 
 
 class StageMetrics:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from splitserve.errors import SplitserveError
 
@@ -32,6 +32,14 @@ class RequestEnd:
     preemptions: int = 0  # how often it gave way to others
 
 
+class Progress(NamedTuple):
+    """What a request has had so far, in tokens. A prompt counts from its first token on, once however many its answers."""
+
+    generated: int = 0
+    prompt: int = 0
+    cached: int = 0  # of the prompts' tokens, those that were not computed
+
+
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
     """One HTTP answer. `path`: the route's template, "" when there is none; `status` 0: the client left before it."""
@@ -57,7 +65,11 @@ class RequestReader(Protocol):
 
 
 class RequestObserver(RequestReader, Protocol):
-    """The same from where a request is answered: of each token too, before its end."""
+    """The same from where a request is answered: of its tokens too, before its end."""
+
+    def live(self, progress: Callable[[], Progress]) -> None:
+        """Ask this now and then, and a last time at `end`: counting so costs a token nothing."""
+        ...
 
     def gap(self, seconds: float, /) -> None:
         """Between two token events of one answer, as they arrived (not as a slow client read them)."""
@@ -83,6 +95,10 @@ class Observer(Protocol):
         """What requests were told by `gap` since the last time."""
         ...
 
+    def progressed(self, by: Progress) -> None:
+        """What all requests together have had since the last time."""
+        ...
+
 
 class NullObserver:
     """Tells nobody."""
@@ -94,6 +110,8 @@ class NullObserver:
 
     def first_token(self, seconds: float) -> None: ...
 
+    def live(self, progress: Callable[[], Progress]) -> None: ...
+
     def gap(self, seconds: float) -> None: ...
 
     def end(self, end: RequestEnd) -> None: ...
@@ -103,3 +121,5 @@ class NullObserver:
     def answered(self, answer: HttpAnswer) -> None: ...
 
     def gaps(self, seconds: Sequence[float]) -> None: ...
+
+    def progressed(self, by: Progress) -> None: ...

@@ -44,7 +44,7 @@ class RequestSpan:
         arrived: float,
         stream: bool,
     ) -> None:
-        self.gap = watch.gap  # a token costs nothing here
+        self.gap, self.live = watch.gap, watch.live  # a token costs nothing here
         self._watch = watch
         self._tracer = tracer
         self._arrived = arrived

@@ -79,7 +79,11 @@ class Stages:
         out["e2e"] = now - self._began
         if self._first_token is not None:
             out["ttft"] = self._first_token - self._began
-            out["other"] = out["ttft"] - sum(out.get(part, 0.0) for part in ("tokenise", *TTFT_PARTS))
+            left = out["ttft"] - sum(out.get(part, 0.0) for part in ("tokenise", *TTFT_PARTS))
+            if left < 0 and "reserve" in out:  # a decode worker that reads the prompt itself began before we heard so
+                out["reserve"] = max(0.0, out["reserve"] + left)
+                left = out["ttft"] - sum(out.get(part, 0.0) for part in ("tokenise", *TTFT_PARTS))
+            out["other"] = left
             if self._second_token is not None:
                 out["first_gap"] = self._second_token - self._first_token
                 out["gap_other"] = out["first_gap"] - sum(out.get(part, 0.0) for part in GAP_PARTS)
@@ -91,9 +95,14 @@ def breakdown(
 ) -> dict[str, float]:
     """The stages of one HTTP request's time to first token: of the prompt whose token came first, with what the endpoint
     did itself. `first_token_s`: arrival to that token; detokenising it came after."""
-    first = min(prompts, key=lambda stages: stages.get("ttft", float("inf")))
+    first = first_read(prompts)
     told = {"tokenise": tokenise_s, **{part: first.get(part, 0.0) for part in TTFT_PARTS}}
     return {**told, "other": max(0.0, first_token_s - sum(told.values())), "detokenise": detokenise_s}
+
+
+def first_read(prompts: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The stages of the prompt whose token came first; {} of none."""
+    return min(prompts, key=lambda stages: stages.get("ttft", float("inf")), default={})
 
 
 def gap_breakdown(stages: Mapping[str, float]) -> dict[str, float]:

@@ -47,10 +47,13 @@ CANCELLED = (
     *rare("a client that leaves before its first token", "queued", "prefilling"),
     *rare("a client that leaves in the milliseconds of a transfer", "transferring"),
 )
-FAILED = rare(
-    "a request that the cluster lost",
-    *("internal_error", "unavailable", "bus_unavailable", "no_workers", "draining"),
-    *("request_failed", "deadline_exceeded", "loss_budget_spent", "engine_failed"),
+FAILED = (
+    *rare(
+        "a request that the cluster lost",
+        *("internal_error", "unavailable", "bus_unavailable", "no_workers", "draining"),
+        *("request_failed", "deadline_exceeded", "loss_budget_spent", "engine_failed"),
+    ),
+    *rare("a stream of several prompts of which one found no room", "overloaded"),
 )
 LOST_BUS = rare("a NATS server that went away")
 
@@ -78,7 +81,7 @@ def worker_families() -> tuple[Family, ...]:
     return (
         Family("splitserve_prefill_tokens", C, W, "Prompt tokens computed by this worker."),
         Family("splitserve_decode_tokens", C, W, "Output tokens sampled by decode steps of this worker."),
-        Family("splitserve_replayed_tokens", C, W, "Tokens computed again where n > 1: the end of a prompt whose block siblings cannot share."),
+        Family("splitserve_replayed_tokens", C, W, "Tokens computed again where n > 1: the end of a prompt, behind its last whole block."),
         Family("splitserve_step_seconds", H, W, "Duration of a step.", (), buckets.TRANSFER),
         Family("splitserve_step_age_seconds", G, W, "Age of the step under way; 0 between steps."),
         Family("splitserve_promised_blocks", G, W, "Blocks promised to accepted jobs."),

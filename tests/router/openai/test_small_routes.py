@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from splitserve.errors import SplitserveError, StoreUnavailable
-from splitserve.router.observe import HttpAnswer, RequestEnd
+from splitserve.router.generation import Done, GenerationEvent, Tokens
+from splitserve.router.observe import HttpAnswer, Progress, RequestEnd
 from splitserve.router.observers import Observers
-from support.generation import MODEL, ScriptedGenerator, in_process, says, silent
+from splitserve.router.refusals import WaitedTooLong
+from support.generation import MODEL, ScriptedGeneration, ScriptedGenerator, in_process, says, silent
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
@@ -124,6 +127,7 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[Any] = []
         self.answers: list[tuple[str, str, int]] = []
+        self.had = Progress()
 
     def request(self, endpoint: str) -> Ear:
         self.heard.append(endpoint)
@@ -134,6 +138,9 @@ class Ear:
 
     def first_token(self, seconds: float) -> None:
         self.heard.append("first")
+
+    def progressed(self, by: Progress) -> None:
+        self.had = Progress(*map(sum, zip(self.had, by, strict=True)))
 
     def gaps(self, seconds: Sequence[float]) -> None:
         self.heard.extend(["gap"] * len(seconds))
@@ -159,9 +166,35 @@ async def test_the_observer_hears_of_tokenising_the_first_token_each_gap_and_the
     assert events == [CHAT, "tokenised", "first", *["gap"] * 6]  # four tokens an answer, so three gaps
     assert (end.outcome, end.finish_reasons, end.prompt_tokens) == ("finished", ("stop", "stop"), (14,))
     assert (end.generation_tokens, end.cached_tokens, end.n, end.max_tokens) == ((4, 4), 4, 2, 498)
+    assert ear.had == Progress(generated=8, prompt=14, cached=4)
     assert 0 < end.first_token_s <= end.last_token_s <= end.seconds
     assert end.stages == ({"prefill": 0.1},)
     assert ear.answers == [("POST", CHAT, 200), ("GET", "/v1/models/{id:path}", 200), ("GET", "", 404)]
+
+
+async def second_fails(generation: ScriptedGeneration) -> AsyncIterator[GenerationEvent]:
+    """The first prompt gets a token and goes on; the second waited too long for a worker."""
+    if generation.submission.rid.endswith("-1"):
+        await asyncio.sleep(0.05)
+        yield Done(WaitedTooLong("no room", retry_after_s=1))
+    else:
+        yield Tokens(0, 0, (97,))
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("streamed", "refused"), [(False, "queue_timeout"), (True, "")])
+async def test_one_prompt_that_fails_ends_the_others_with_it_and_only_what_was_read_is_counted(
+    streamed: bool, refused: str
+):
+    ear, generator = Ear(), ScriptedGenerator(second_fails)
+    async with in_process(generator, observer=Observers(ear)) as api:
+        body = {"prompt": ["x" * 10, "y" * 20], "max_tokens": 5, "stream": streamed}
+        answer = await api.post("/v1/completions", json=body)
+    assert answer.status_code == (200 if streamed else 429)
+    assert [type(generation.left_by) for generation in generator.submitted] == [WaitedTooLong] * 2
+    end = ear.heard[-1]
+    assert (end.outcome, end.code, end.refused) == ("failed", "overloaded", refused)
+    assert ear.had == Progress(generated=1, prompt=10, cached=4)
 
 
 async def test_the_observer_hears_of_a_request_that_never_got_to_run():

@@ -11,6 +11,7 @@ from splitserve.errors import RequestFailed, SplitserveError
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Done, GenerationEvent, Submission, Tokens
+from splitserve.router.observe import Progress
 from splitserve.router.text import AnswerText, TextRules, Vocabulary
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
@@ -133,7 +134,7 @@ class Answers:
         rules: TextRules,
         submissions: Sequence[Submission],
         stop_token_ids: frozenset[int],
-        cached_tokens: Callable[[], int],  # of all prompts, as their generations report
+        cached_tokens: Callable[[int], int],  # of a prompt that got a token
     ) -> None:
         self._prompt_tokens = tuple(len(submission.ids) for submission in submissions)
         self._n = len(submissions[0].seeds)
@@ -170,12 +171,23 @@ class Answers:
         return [delta for answer in self.choices if (delta := answer.drain()) is not None]
 
     def usage(self, stages: Mapping[str, float]) -> Usage:
-        answered = sum(answer.tokens for answer in self.choices)
-        return Usage(sum(self._prompt_tokens), answered, self._cached_tokens(), stages)
+        had = self.progress()
+        return Usage(sum(self._prompt_tokens), had.generated, had.cached, stages)
 
     def usage_of(self, index: int) -> Usage:
         """Usage as one choice sees it: `continuous_usage_stats`."""
-        return Usage(self._prompt_tokens[index // self._n], self.choices[index].tokens, self._cached_tokens())
+        prompt = index // self._n
+        return Usage(self._prompt_tokens[prompt], self.choices[index].tokens, self._cached_tokens(prompt))
+
+    def progress(self) -> Progress:
+        generated = prompts = cached = 0
+        for prompt, length in enumerate(self._prompt_tokens):
+            tokens = sum(answer.tokens for answer in self.choices[prompt * self._n : (prompt + 1) * self._n])
+            if tokens:
+                generated += tokens
+                prompts += length
+                cached += self._cached_tokens(prompt)
+        return Progress(generated, prompts, cached)
 
     def _finish(self, prompt: int, event: Done) -> None:
         unfinished = [a for a in self.choices[prompt * self._n : (prompt + 1) * self._n] if not a.ended]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -65,9 +65,7 @@ class Exchange:
         self._tokenizer = tokenizer
         self._watch = watch
         self._inbox = Inbox(turn)
-        self._answers = Answers(
-            tokenizer, job.rules, job.submissions, job.stop_token_ids, lambda: self._inbox.cached_tokens
-        )
+        self._answers = Answers(tokenizer, job.rules, job.submissions, job.stop_token_ids, self._inbox.cached_tokens)
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._detokenise_s = 0.0
@@ -75,17 +73,17 @@ class Exchange:
 
     async def whole(self, receive: Receive) -> Response:
         """The whole answer. Raises the request's error, ClientGone."""
-        return await self._reported(receive, self._whole())
+        return await self._reported(receive, self._whole(), lambda: False)
 
     async def stream(self, receive: Receive, events: EventStream) -> None:
         """Write the answer's events as they come. Raises the request's error (also after it was written), ClientGone."""
-        await self._reported(receive, self._stream(events))
+        await self._reported(receive, self._stream(events), lambda: events.started)
 
     async def _whole(self) -> Response:
         async with generating(self._generator, self._job.submissions, self._inbox):
             await self._inbox.each(self._take)
-        if self._failure is not None:
-            raise self._failure
+            if self._failure is not None:
+                raise self._failure
         deltas = [answer.drain() or Delta(index) for index, answer in enumerate(self._answers.choices)]
         body = whole_answer(
             self._wire,
@@ -121,18 +119,19 @@ class Exchange:
                 unwritten = b""
             return more and not unwritten
 
-        async with generating(self._generator, self._job.submissions, self._inbox):
-            while not answers.done and self._failure is None:
-                await self._inbox.each(take)
-                if unwritten:
-                    await events.write(unwritten)
-                    unwritten = b""
-        failure = self._failure
-        if failure is None:
-            return
-        if events.started:  # the status is spent
-            await events.write(error_events(error_object(failure)))
-        raise failure
+        try:
+            async with generating(self._generator, self._job.submissions, self._inbox):
+                while not answers.done:
+                    if self._failure is not None:
+                        raise self._failure
+                    await self._inbox.each(take)
+                    if unwritten:
+                        await events.write(unwritten)
+                        unwritten = b""
+        except SplitserveError as failure:
+            if events.started:  # the status is spent
+                await events.write(error_events(error_object(failure)))
+            raise
 
     def _stages(self) -> dict[str, float]:
         """Where the time went, for who asked: the stages and sums of docs/metrics.md."""
@@ -169,14 +168,16 @@ class Exchange:
                     self._inbox.stop(prompt, event.choice)
         return not self._answers.done
 
-    async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T], begun: Callable[[], bool]) -> T:
+        """`begun`: whether the client has something of an answer; else what ended the request may be a refusal of it."""
+        self._watch.live(self._answers.progress)
         try:
             result = await unless_gone(receive, work)
         except (ClientGone, asyncio.CancelledError):
             self._report("cancelled")
             raise
         except SplitserveError as error:
-            self._report("failed", row_of(error).code, refusal_reason(error) if self._first_at is None else "")
+            self._report("failed", row_of(error).code, "" if begun() else refusal_reason(error))
             raise
         except Exception:
             self._report("failed", row_of(SplitserveError).code)
@@ -185,7 +186,7 @@ class Exchange:
         return result
 
     def _report(self, outcome: Outcome, code: str = "", refused: str = "") -> None:
-        job, choices = self._job, self._answers.choices
+        job, choices, had = self._job, self._answers.choices, self._answers.progress()
         self._watch.end(
             RequestEnd(
                 outcome,
@@ -194,7 +195,7 @@ class Exchange:
                 refused=refused,
                 finish_reasons=tuple(choice.finish_reason for choice in choices if choice.finish_reason is not None),
                 prompt_tokens=tuple(len(submission.ids) for submission in job.submissions),
-                cached_tokens=self._inbox.cached_tokens,
+                cached_tokens=had.cached,
                 generation_tokens=tuple(choice.tokens for choice in choices),
                 n=len(job.submissions[0].seeds),
                 max_tokens=max(submission.params.max_tokens for submission in job.submissions),

@@ -34,9 +34,9 @@ class Inbox:
         self._take: Callable[[list[Arrival]], bool] | None = None
         self._taken = asyncio.get_running_loop().create_future()
 
-    @property
-    def cached_tokens(self) -> int:
-        return sum(generation.cached_tokens for generation in self._generations)
+    def cached_tokens(self, prompt: int) -> int:
+        """Of a prompt that was submitted."""
+        return self._generations[prompt].cached_tokens
 
     async def open(self, generator: Generator, submission: Submission, stack: AsyncExitStack) -> None:
         """Submit, and hear its events from now until `stack` closes. Raises what `submit` raises."""
