@@ -135,7 +135,7 @@ def test_a_refusal_is_no_failure_and_the_bounds_have_vllms_counter_too() -> None
     page.metrics.refused(AuthenticationFailed("no key"))
     assert page("splitserve_requests_refused_total", reason="max_num_queued_reqs") == 1
     assert page("splitserve_requests_refused_total", reason="invalid_api_key") == 1
-    assert page("splitserve_requests_failed_total", code="overloaded") is None
+    assert page("splitserve_requests_failed_total", code="overloaded") == 0
     value = page.metrics.metrics.registry.get_sample_value
     assert value("vllm:admission_rejections_total", {"model_name": "m", "reason": "max_num_queued_reqs"}) == 1
 

@@ -42,6 +42,22 @@ async def test_the_first_signal_asks_to_stop_and_the_second_to_stop_now() -> Non
     assert signals.received == [signal.SIGTERM, signal.SIGINT]
 
 
+def test_a_thread_deep_in_native_code_does_not_change_how_a_process_ends(tmp_path: Path) -> None:
+    script = tmp_path / "service.py"
+    script.write_text(
+        "import sys, time\n"
+        "from splitserve.runtime.process import NativeThread, run_process\n"
+        "async def main(signals):\n"
+        "    NativeThread(lambda: time.sleep(600), 'deep').start()\n"
+        "    print('left')\n"
+        "sys.exit(run_process(main) or 7)\n"  # 7: the interpreter went on to its own end
+    )
+    ran = subprocess.run(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment(), timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, b"left\n")
+
+
 def test_a_real_signal_stops_a_real_process_in_order(tmp_path: Path) -> None:
     script = tmp_path / "service.py"
     script.write_text(

@@ -57,11 +57,17 @@ def test_a_start_failure_stops_everything_instead_of_looping(code: int, error: t
     assert command.error.message == "prefill-0 cannot start: no room for 3 GiB"
 
 
-def test_a_child_that_was_ready_once_is_not_given_up_for_one_failed_restart() -> None:
+def test_a_child_that_was_ready_once_is_never_given_up() -> None:
+    """The others serve; it would end them."""
     policy = ready_child()
-    policy.exited(10, -9, "")
-    policy.started(11)
-    assert policy.exited(12, 8, "NATS did not answer") == []
+    now = 10.0
+    assert policy.exited(now, -9, "") == []
+    for _ in range(20):
+        now = policy.restart_at
+        assert policy.tick(now) == [Start()]
+        policy.started(now)
+        assert policy.exited(now + 1, 8, "NATS did not answer") == []
+    assert policy.restart_at - (now + 1) == RULES.longest_pause_s
 
 
 def test_a_child_that_never_becomes_ready_is_given_up_after_its_tries() -> None:

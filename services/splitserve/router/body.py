@@ -17,7 +17,9 @@ Body = dict[str, object]
 _PAUSE_S = 60.0  # longest wait for the next part of a body
 _LARGE = 1 << 18  # bytes from which a body is parsed in a thread
 _NAMED = 1 << 20  # bytes up to which the field of a fault is looked for
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],]', re.DOTALL)
+_DEEPEST = 128  # levels: what is read here is shown, compared and rendered by code that recurses
+# a string without its end is one token too, to the last byte: else each quote in it would be tried as a beginning
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],]', re.DOTALL)
 
 
 async def read_json(request: Request, limit: int) -> Body:
@@ -61,14 +63,18 @@ def _too_large(size: int, limit: int) -> BodyTooLarge:
 
 
 def parse(raw: bytes) -> object:
-    """JSON as RFC 8259 has it: UTF-8, no NaN or infinity, no lone surrogates, at most 1,024 levels.
+    """JSON as RFC 8259 has it: UTF-8, no NaN or infinity, no lone surrogates, at most 128 levels.
 
     Raises InvalidRequest whose `param` is the top-level field at fault, when there is one.
     """
     try:
-        return orjson.loads(raw)
+        data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         at, problem = error.pos, error.msg
+    else:
+        if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
+            _check_depth(data)
+        return data
     try:
         text = raw.decode()
     except UnicodeDecodeError as bad:
@@ -78,6 +84,28 @@ def parse(raw: bytes) -> object:
     field = field_at(raw, at) if at < _NAMED else None
     where = f"in {field!r}, " if field else ""
     raise InvalidRequest(f"the body is no JSON: {where}at byte {at}: {problem}", param=field)
+
+
+def _check_depth(data: object) -> None:
+    fields = cast(Body, data).items() if isinstance(data, dict) else [(None, data)]
+    for field, value in fields:
+        if _deeper(value, _DEEPEST - 1):
+            raise InvalidRequest(f"{field or 'the body'} nests deeper than {_DEEPEST} levels: flatten it", param=field)
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether `value` has lists and objects in more levels than so many."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (cast(Body, outer).values() if isinstance(outer, dict) else cast(list[object], outer))
+        ]
+        if not level:
+            return False
+    return any(isinstance(outer, dict | list) for outer in level)
 
 
 def field_at(raw: bytes, at: int) -> str | None:
@@ -92,6 +120,6 @@ def field_at(raw: bytes, at: int) -> str | None:
             depth -= 1
         elif token == b",":
             is_key = is_key or depth == 1
-        elif is_key and depth == 1:
+        elif is_key and depth == 1 and match.end() < at:
             field, is_key = token[1:-1].decode(errors="replace"), False
     return field

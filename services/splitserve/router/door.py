@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +37,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _without_prefix(scope)
+        scope = _as_origin(scope)
         headers = Headers(scope=scope)
         visit = _Visit(scope, send, _request_id(headers))
         inner = visit.inner_scope()
@@ -70,10 +71,13 @@ class Door:
             )
 
 
-def _without_prefix(scope: Scope) -> Scope:
-    """`--root-path` off the path, for proxies that leave it on: keys, routes and metrics see one path either way."""
+def _as_origin(scope: Scope) -> Scope:
+    """The path alone: keys, routes and metrics see one, whatever form it came in. Off it are scheme and host of an absolute
+    target, which a server has to take (RFC 9112 §3.2.2), and `--root-path`, for proxies that leave it on."""
     prefix, path = scope.get("root_path", ""), scope["path"]
-    return {**scope, "path": path.removeprefix(prefix)} if prefix and path.startswith(f"{prefix}/") else scope
+    if not path.startswith(("/", "*")):
+        path = urlsplit(path).path or "/"
+    return {**scope, "path": path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path}
 
 
 class _Visit:

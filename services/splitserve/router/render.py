@@ -18,6 +18,7 @@ from splitserve.model.tokenizer import Tokenizer
 from splitserve.router.openai.schema.messages import Message, Prompt, template_messages, too_long
 
 _INLINE_CHARS = 8192  # texts up to this are tokenised at once: a few milliseconds
+_MESSAGE_CHARS = 64  # what a message costs a template beside its text
 _PROBE_CHARS = 8  # per token of the context: a text of which this is not enough is looked at in parts
 _SLACK = 64  # tokens by which cutting a text may change the count of its beginning
 
@@ -61,7 +62,7 @@ class Renderer:
         work = partial(self._chat, chat, template, messages, limit)
         if chat.tools or chat.documents or chat.variables or any(message.keys() - _PLAIN for message in messages):
             return await asyncio.to_thread(work)  # of any size
-        return await _run(sum(len(str(message["content"])) for message in messages), work)
+        return await _run(sum(_MESSAGE_CHARS + len(str(message["content"])) for message in messages), work)
 
     async def prompts(
         self, prompts: Sequence[Prompt], *, add_special_tokens: bool, limit: bool = True

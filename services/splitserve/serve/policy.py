@@ -15,7 +15,8 @@ _BY_EXIT_CODE = {
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Seconds, and how many starts in a row may fail."""
+    """Seconds, and how many starts may fail of a child that was never ready. One that was is started again for ever, after
+    longer and longer pauses: the others serve meanwhile."""
 
     start_s: float = 600.0
     stuck_s: float = 30.0
@@ -100,7 +101,7 @@ class ChildPolicy:
         self.failures += 1
         if not self.ever_ready and code in _BY_EXIT_CODE:
             return [GiveUp(_BY_EXIT_CODE[code](f"{self.name} cannot start: {last_words or how_it_ended(code)}"))]
-        if not was_ready and self.failures >= self.rules.failed_starts:
+        if not self.ever_ready and self.failures >= self.rules.failed_starts:
             why = f"{how_it_ended(code)}{f': {last_words}' if last_words else ''}"
             return [GiveUp(NeverReady(f"{self.name} did not become ready in {self.failures} starts; it {why}"))]
         pause = min(self.rules.first_pause_s * 2 ** (self.failures - 1), self.rules.longest_pause_s)

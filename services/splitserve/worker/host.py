@@ -13,6 +13,7 @@ from typing import Protocol
 from splitserve.engine import door
 from splitserve.errors import EngineFailed
 from splitserve.faultpoints import Faults
+from splitserve.runtime.process import NativeThread
 from splitserve.worker.lending import Lender
 
 log = logging.getLogger("splitserve.worker")
@@ -62,7 +63,7 @@ class Host:
         self._step_began: float | None = None
         self._live: set[door.Key] = set()
         self._pool = door.PoolStats(0, 0, 0, 0, 0)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = NativeThread(self._run, "engine")
 
     def start(self) -> None:
         self._thread.start()

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from splitserve.runtime.http import bind, health_app, port_of, serving
 from splitserve.runtime.identity import found_at, name_of, url_of
 from splitserve.runtime.lag import watch_lag
 from splitserve.runtime.logs import set_up_logs
-from splitserve.runtime.process import Signals
+from splitserve.runtime.process import NativeThread, Signals
 from splitserve.runtime.shell import Shell, ShellCore, Watch
 from splitserve.telemetry.metrics import Metrics
 from splitserve.telemetry.tracing import Tracer, open_tracer
@@ -45,6 +44,7 @@ from splitserve.worker.observe import Loaded, StepMetrics, WorkerMetrics
 log = logging.getLogger("splitserve.worker")
 
 _CRASH_GRACE_S = 1.0  # for the rows that say so
+_STEP_S = 5.0  # for the step under way, when we leave in a hurry
 _GIL_S = 0.0002  # event loop and engine thread hand each other work, and neither is to wait for Python's 5 ms
 
 
@@ -162,7 +162,7 @@ async def _unless_stopped(signals: Signals, build: Callable[[], Machine]) -> Mac
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(tell, done, value)
 
-    threading.Thread(target=work, name="build", daemon=True).start()
+    NativeThread(work, "build").start()
     stop = asyncio.ensure_future(signals.stop())
     await asyncio.wait({built, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -218,7 +218,12 @@ async def _serve(
     round_trip = metrics.histogram("splitserve_bus_round_trip_seconds").observe
     heartbeat = Heartbeat(beats, subjects, make_beat, shell.receive, observed.page, round_trip=round_trip)
     host.start()
-    stack.push_async_callback(host.stop)
+    left_s = 0.0  # for the step under way, of the time to drain
+
+    async def stop_host() -> None:
+        await host.stop(max(_STEP_S, left_s))
+
+    stack.push_async_callback(stop_host)
     lag = metrics.histogram("splitserve_event_loop_lag_seconds").observe
     tasks = [
         asyncio.create_task(shell.run(), name="shell"),
@@ -235,7 +240,7 @@ async def _serve(
     log.info("ready", extra={"model": identity.model, "blocks": identity.total_blocks, "metrics": identity.metrics_url})
     await _until_told(signals, host, tasks)
     crashed = host.crashed.done()
-    await drain(shell, signals, _CRASH_GRACE_S if crashed else settings.worker.drain_timeout)
+    left_s = await drain(shell, signals, _CRASH_GRACE_S if crashed else settings.worker.drain_timeout)
     if crashed:
         raise EngineFailed(f"the engine crashed: {host.crashed.result()}")
 

@@ -24,7 +24,9 @@ from splitserve.errors import PortTaken
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises PortTaken naming the address, also for a host that is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # with the protocol's number: asyncio asks for TCP_NODELAY only of sockets that name it, and without that an answer's
+    # body waits behind its head for the client's delayed acknowledgement, 40 ms
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

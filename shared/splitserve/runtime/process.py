@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 
 from splitserve.errors import StartupError, row_of
@@ -34,6 +36,10 @@ class Signals:
     def stopping(self) -> bool:
         return self._first.is_set()
 
+    @property
+    def hurried(self) -> bool:
+        return self._second.is_set()
+
     async def stop(self) -> None:
         """Returns at the first stop signal: leave, in order."""
         await self._first.wait()
@@ -41,6 +47,14 @@ class Signals:
     async def stop_now(self) -> None:
         """Returns at the second: leave at once."""
         await self._second.wait()
+
+
+class NativeThread(threading.Thread):
+    """A daemon that may be deep in native code when its process ends: were the interpreter torn down around it, it would
+    abort."""
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
 
 
 def run_process(main: Callable[[Signals], Awaitable[None]]) -> int:
@@ -51,11 +65,17 @@ def run_process(main: Callable[[Signals], Awaitable[None]]) -> int:
         signals.install()
         await main(signals)
 
+    code = 0
     try:
         asyncio.run(body())
     except StartupError as error:
         print(f"splitserve: {error.message}", file=sys.stderr, flush=True)
-        return row_of(error).exit_code
+        code = row_of(error).exit_code
     except KeyboardInterrupt:
-        return 130
-    return 0
+        code = 130
+    if any(isinstance(thread, NativeThread) for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

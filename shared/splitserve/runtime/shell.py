@@ -20,6 +20,7 @@ log = logging.getLogger("splitserve.runtime")
 
 _DROPPED_BY_FAULT: Mapping[type, str] = {KvReady: "worker.drop_kv_ready", TokenFrame: "worker.drop_frame"}
 
+_TURN_S = 0.01  # events in a row, before whatever else the loop has to do gets its turn
 
 # Told of an event, the commands it gave and the moment, once they are on their way; tracing is one.
 Watch = Callable[[object, Sequence[object], float], None]
@@ -80,8 +81,12 @@ class Shell:
             while True:
                 await self._something.wait()
                 self._something.clear()
+                since = self._loop.time()
                 while self._events:
                     await self._handle(self._events.popleft())
+                    if self._loop.time() - since > _TURN_S:
+                        await asyncio.sleep(0)
+                        since = self._loop.time()
                 self._nothing.set()
                 self._arm()
                 if self._draining and self._core.idle:

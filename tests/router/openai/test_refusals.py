@@ -134,6 +134,9 @@ async def test_strict_fields_refuses_an_unknown_one():
         error = refused(await api.post(CHAT, json={"messages": MESSAGES, "future_field": 1}))
         assert error["param"] == "future_field"
         assert (await api.post(CHAT, json={"messages": MESSAGES, "user": "u", "store": False})).status_code == 200
+        options = {"include_usage": True, "future_option": 1}
+        error = refused(await api.post(CHAT, json={"messages": MESSAGES, "stream": True, "stream_options": options}))
+        assert error["param"] == "stream_options.future_option"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,55 @@ async def test_nesting_below_the_parsers_limit_is_no_fault_of_ours_either(place:
     deep = place % (b"[" * 1000 + b"]" * 1000)
     async with in_process(ScriptedGenerator(says("ok")), facts=facts(chat_templates={"default": template})) as api:
         refused(await api.post(CHAT, content=b'{"messages": [{"role": "user", %b}]}' % deep))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "max_tokens",
+        "tool_choice",
+        "stop",
+        "logit_bias",
+        "user",
+        "tools",
+        "documents",
+        "chat_template_kwargs",
+        "messages",
+    ],
+)
+@pytest.mark.parametrize("levels", [100, 128, 1020])
+async def test_whatever_nests_deep_is_refused_by_its_fields_name(api: httpx.AsyncClient, field: str, levels: int):
+    other = b"" if field == "messages" else b'"messages": [{"role": "user", "content": "x"}], '
+    deep = b"[" * levels + b"]" * levels
+    answer = await api.post(CHAT, content=b'{%b"%b": %b}' % (other, field.encode(), deep))
+    if field != "user" or levels > 100:
+        error = refused(answer)
+        assert (error["param"] or "").startswith(field)
+        assert ("nests deeper than 128 levels" in error["message"]) == (levels >= 128)
+
+
+async def test_a_prompt_that_nests_deep_is_refused(api: httpx.AsyncClient):
+    deep = b"[" * 1020 + b"]" * 1020
+    for prompt in (deep, b'["a", %b]' % deep, b"[1, %b]" % deep):
+        assert refused(await api.post(COMPLETIONS, content=b'{"prompt": %b}' % prompt))["param"] == "prompt"
+
+
+async def test_many_objects_side_by_side_are_no_nesting(api: httpx.AsyncClient):
+    messages = [{"role": "user", "content": [{"type": "text", "text": ""}]} for _ in range(100)]
+    error = refused(await api.post(CHAT, json={"messages": messages}))  # 500 ids of roles: only that is too much
+    assert error["code"] == "context_length_exceeded"
+
+
+async def test_more_messages_than_the_context_has_tokens_are_refused_before_they_are_looked_at(api: httpx.AsyncClient):
+    error = refused(await api.post(CHAT, json={"messages": [None] * 513}))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("tail", [b"", b"\n", b"\\"])
+async def test_a_string_without_an_end_is_looked_at_once(api: httpx.AsyncClient, tail: bytes):
+    """Tried from each of its quotes, 900,000 bytes took hours, and nobody else was served."""
+    error = refused(await api.post(COMPLETIONS, content=b'{"model":"x","prompt":"' + b'\\"' * 450_000 + tail))
+    assert error["param"] == "prompt"
 
 
 def test_the_field_of_a_byte_is_the_top_level_key_before_it():

@@ -41,6 +41,13 @@ async def test_tokens_of_a_prompt_and_of_messages_and_back():
         assert text == {"prompt": "hé</s>"}
 
 
+async def test_ids_that_become_text_in_parts_give_the_text_of_all():
+    text = "é日𠮷a" * 3000
+    async with in_process(ScriptedGenerator(says("ok"))) as api:
+        shown = (await api.post("/detokenize", json={"tokens": list(text.encode())})).json()["prompt"]
+    assert shown == text
+
+
 async def test_a_text_longer_than_the_context_can_be_tokenised():
     async with in_process(ScriptedGenerator(says("ok"))) as api:
         assert (await api.post("/tokenize", json={"prompt": "x" * 20_000})).json()["count"] == 20_000

@@ -98,6 +98,7 @@ class Api:
             params=sampling_params(request, facts, max_tokens=max_tokens, logprobs=logprobs),
             seeds=drawn,
             timeout_s=self.parts.routing.request_timeout,
+            created=time.time(),
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             client_request_id=http.state.client_request_id or request.request_id or "",

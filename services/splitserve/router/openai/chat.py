@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from splitserve.errors import InvalidRequest, UnsupportedField
-from splitserve.router.body import read_json
+from splitserve.router.body import Body, read_json
 from splitserve.router.openai.api import AnswerLength, Api, api_of
 from splitserve.router.openai.generate import generate
 from splitserve.router.openai.respond import Job
 from splitserve.router.openai.schema import known
 from splitserve.router.openai.schema.fields import ChatRequest, TokenizeRequest
+from splitserve.router.openai.schema.messages import too_long
 from splitserve.router.openai.wire import ChatWire
 from splitserve.router.render import ChatPrompt
 
@@ -22,7 +23,9 @@ from splitserve.router.render import ChatPrompt
 async def chat_completions(http: Request) -> Response:
     """Answer a conversation."""
     api = api_of(http)
-    request = api.reader.read(ChatRequest, await read_json(http, api.parts.http.max_body_bytes), known.CHAT)
+    body = await read_json(http, api.parts.http.max_body_bytes)
+    check_count(body, api.parts.facts.max_model_len)
+    request = api.reader.read(ChatRequest, body, known.CHAT)
     api.check_model(request.model)
     check_tools(request)
     wire = ChatWire()
@@ -78,6 +81,14 @@ def _logprobs(request: ChatRequest) -> int | None:
     if request.top_logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     return None
+
+
+def check_count(body: Body, max_model_len: int) -> None:
+    """A message is a token at least: far too many need not be looked at one by one. Raises ContextTooLong."""
+    messages = body.get("messages")
+    count = len(cast(list[object], messages)) if isinstance(messages, list) else 0
+    if count > max_model_len:
+        raise too_long(count, max_model_len, at_least=True, param="messages")
 
 
 def check_tools(request: ChatRequest) -> None:

@@ -80,7 +80,9 @@ async def generating(
 ) -> AsyncGenerator[None, None]:
     """Submit all, have `inbox` hear their events, and end all of them on leaving. Raises what `submit` raises."""
     async with AsyncExitStack() as stack:
-        for submission in submissions:
+        for number, submission in enumerate(submissions):
+            if number:
+                await asyncio.sleep(0)  # of a thousand prompts each is a millisecond's work: others have their turn
             await inbox.open(generator, submission, stack)
         yield
 

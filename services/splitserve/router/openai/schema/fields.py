@@ -6,6 +6,7 @@ make an infinity of a logit. Every field takes null as "not given".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -54,6 +55,10 @@ class RequestModel(BaseModel):
 class StreamOptions(RequestModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # OpenAI's padding against who measures sizes; nothing is padded here
+
+
+NESTED: Mapping[str, type[RequestModel]] = {"stream_options": StreamOptions}  # fields that are objects with fields
 
 
 class GenerationFields(RequestModel):

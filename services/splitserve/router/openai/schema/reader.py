@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
 from splitserve.errors import InvalidRequest, UnsupportedField
 from splitserve.router.body import Body
-from splitserve.router.openai.schema.fields import RequestModel
+from splitserve.router.openai.schema.fields import NESTED, RequestModel
 from splitserve.router.openai.schema.known import IGNORED, Accepted
 
 log = logging.getLogger("splitserve.router")
@@ -33,6 +33,10 @@ class FieldReader:
             if name in accepted:
                 _check(name, body[name], accepted)
         self._report([name for name in unknown if name not in accepted])
+        for field, inner in NESTED.items():
+            given = body.get(field)
+            names = cast(Body, given) if isinstance(given, dict) and field in model.model_fields else ()
+            self._report([f"{field}.{name}" for name in names if name not in inner.model_fields])
         try:
             return model.model_validate(body)
         except ValidationError as error:
