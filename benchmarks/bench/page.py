@@ -16,7 +16,7 @@ Written by `make bench` from what it measured: `make bench PART=serving` runs on
 Each part names its machine, its day, its commit and the command that makes it again. Figures are medians, with the least and
 the greatest of the repeats in brackets; ratios are taken round by round. A figure that misses its bar stays here.
 """
-_NAMES = {"splitserve": "splitserve", "vllm": "vLLM", "pair": "vLLM's pair"}
+_NAMES = {"splitserve": "splitserve", "vllm": "vLLM", "pair": "vLLM's pair", "llama": "llama.cpp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ _BARS: Mapping[tuple[str, str], Sequence[Bar]] = {
     ("1024/64 c=8", _REQUESTS): (Bar("vllm", 1.6), Bar("pair", 5.0)),
     ("256/64 c=16", "p99 inter-token latency, ms"): (Bar("vllm", 0.25, at_most=True),),
     ("1024/64 c=8", "p99 inter-token latency, ms"): (Bar("vllm", 0.25, at_most=True),),
-    ("256/64 c=1", "TPOT, ms"): (Bar("vllm", 0.6, at_most=True),),
+    ("256/64 c=1", "TPOT, ms"): (Bar("vllm", 0.6, at_most=True), Bar("llama", 1.0, at_most=True)),
     ("256/64 c=1", "TTFT, ms"): (Bar("vllm", 1.0, at_most=True),),
     ("256/64 goodput", _REQUESTS): (Bar("vllm", 1.7),),
     ("1024/64 goodput", _REQUESTS): (Bar("vllm", 2.0),),

@@ -1,4 +1,4 @@
-"""Serving a small model on this machine's cores: ours beside vLLM in one process and vLLM's prefill/decode pair.
+"""Serving a small model on this machine's cores: ours beside vLLM in one process, vLLM's prefill/decode pair and llama.cpp.
 
 One system is up at a time and has all cores: idle servers of another would burn some. In a round each is started, warmed up,
 asked all workloads with the round's seed, and ended, in an order that rotates. What a round found is kept as soon as it is over,
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import load, peers, results
+from bench import llama, load, peers, results
 from bench.load import Load
 from bench.peers import Served
 from bench.processes import busy_percent
@@ -28,7 +28,8 @@ from splitserve.engine.native import library
 from splitserve.errors import DependencyMissing
 from splitserve.model.resolve import cache_folder
 
-SYSTEMS = ("splitserve", "vllm", "pair")
+SYSTEMS = ("splitserve", "vllm", "pair", "llama")
+_USUAL = SYSTEMS[:3]  # llama.cpp is for one stream, and a quarter of an hour to build
 _WARM_UP = Load(1024, 16, 4, 4)
 _IDLE_S = 3.0
 _ROUNDS = 5
@@ -53,11 +54,14 @@ def main(arguments: Sequence[str]) -> None:
     """Run, and save after every round."""
     given = _parser().parse_args(arguments)
     peers.set_up()
+    if "llama" in given.systems:
+        llama.set_up()
     _compile_kernels()
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
     starts: Mapping[str, Start] = {
         "splitserve": lambda: peers.splitserve(given.model, 8300, given.flags.split()),
         "vllm": lambda: peers.vllm(given.model, 8310, f"{cores[0]}-{cores[-1]}"),
+        "llama": lambda: llama.llama(8340, len(cores)),
         "pair": lambda: peers.vllm_pair(given.model, 8320, (cores[0], cores[-1])),
     }
     starts = {system: starts[system] for system in SYSTEMS if system in given.systems}
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench PART=serving", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(_USUAL))
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--flags", default="", help="more flags for splitserve serve")
     return parser
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _arguments(given: argparse.Namespace, name: str) -> list[str]:
     """What measures one workload again."""
     arguments = [] if given.rounds == _ROUNDS else ["--rounds", str(given.rounds)]
-    if len(given.systems) < len(SYSTEMS):
+    if set(given.systems) != set(_USUAL):
         arguments += ["--systems", *given.systems]
     if given.flags:
         arguments += [f"--flags={given.flags}"]

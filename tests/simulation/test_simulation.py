@@ -53,7 +53,8 @@ MESSAGES = {
 MOVES = {  # of the request table
     "(new) + Submit -> queued",
     "queued + decode Accepted -> queued",  # await: prefill is asked next
-    "queued + decode Accepted -> decoding",  # local
+    "queued + decode Accepted -> prefilling",  # local
+    "prefilling + TokenFrame -> decoding",  # the same
     "queued + prefill Accepted -> prefilling",
     "queued + KvReady -> prefilling",  # it is the lost answer too
     "queued + TokenFrame -> decoding",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from splitserve.errors import RequestFailed, row_of
 from splitserve.protocol.states import RequestState
 from splitserve.store.keys import TERMINAL_TTL_S
 from splitserve.store.store import StateRow
@@ -60,6 +61,16 @@ class Record:
         final = self.state.terminal
         ttl = TERMINAL_TTL_S if final else 2 * self.timeout_s
         return StateRow(self.rid, self.owner, self.seq, ttl, final, fields)
+
+
+def live(fields: Mapping[str, str]) -> bool:
+    """Whether stored fields tell of a request that has not ended."""
+    return not RequestState(fields["state"]).terminal
+
+
+def lost(fields: Mapping[str, str]) -> Mapping[str, str]:
+    """The fields of a live request whose router is gone, and its client's connection with it: nobody will write its end."""
+    return {**fields, "state": str(RequestState.FAILED), "error": row_of(RequestFailed).code}
 
 
 def shown(rid: str, fields: Mapping[str, str]) -> dict[str, Shown]:

@@ -27,7 +27,7 @@ from splitserve.router.observers import Observers
 from splitserve.router.parts import FLEET_PAGE, ROUTER_PAGE, RouterParts
 from splitserve.router.protocol import RouterProtocol
 from splitserve.router.readiness import Readiness
-from splitserve.router.records import Record, shown
+from splitserve.router.records import Record, live, lost, shown
 from splitserve.router.status.source import StatusSource
 from splitserve.runtime.addresses import address_of
 from splitserve.runtime.http import bind, port_of, serving
@@ -214,8 +214,14 @@ class _Router:
 
     async def _read_request(self, rid: str) -> Mapping[str, object] | None:
         record = self._dispatcher.record(rid)
-        fields = {**record.row().fields, "owner": record.owner} if record else await self._store.read(rid)
-        return shown(rid, fields) if fields else None
+        if record is not None:
+            return shown(rid, {**record.row().fields, "owner": record.owner})
+        fields = await self._store.read(rid)
+        if fields is None:
+            return None
+        if live(fields) and not await self._store.present(fields["owner"]):
+            fields = lost(fields)
+        return shown(rid, fields)
 
     async def _own_page(self, accept: str) -> tuple[bytes, str]:
         return self._metrics.answer(accept)

