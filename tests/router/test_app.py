@@ -401,11 +401,15 @@ def test_the_routers_http_side_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize(("target", "status"), [(b"/health", 200), (b"/nowhere", 404), (b"", 404)])
+@pytest.mark.parametrize(
+    ("target", "status"), [(b"/health", 200), (b"/nowhere", 404), (b"", 404), (b"/health%23", 404)]
+)
 async def test_a_target_that_names_scheme_and_host_is_its_path(target: bytes, status: int):
     async with served(ScriptedGenerator(says("ok"))) as port, await Wire.open(port) as wire:
         wire.writer.write(b"GET http://localhost:%d%b?a=b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (port, target))
         assert (await wire.answer())[0] == status
+        wire.writer.write(b"GET http://[x/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await wire.answer())[0] == 200
 
 
 async def test_a_request_that_was_stored_tells_when_it_was_made():

@@ -439,6 +439,18 @@ def test_an_ended_answer_is_forgotten_again_by_the_next_decode_worker():
 # --- ends ---
 
 
+def test_what_was_cached_is_final_from_the_first_token_on():
+    """KvReady was lost, decode has the KV: nobody said what was cached. What a second reading finds is another matter."""
+    bench = Bench()
+    decode, _ = bench.prefilling()
+    bench.row(decode.slot, decode.da, 0, 5)
+    bench.mute.add("d0")
+    bench.run(6.0)
+    _, again = bench.accept(DecodeJob), bench.accept(PrefillJob)
+    bench.kv_ready(again)
+    assert {deliver.cached_tokens for deliver in bench.delivered} == {0}
+
+
 @pytest.mark.parametrize("state", ["queued", "reserved", "prefilling", "transferring", "decoding"])
 def test_a_client_that_leaves_ends_the_work_on_both_workers(state: str):
     bench = Bench()

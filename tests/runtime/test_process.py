@@ -58,6 +58,23 @@ def test_a_thread_deep_in_native_code_does_not_change_how_a_process_ends(tmp_pat
     assert (ran.returncode, ran.stdout) == (0, b"left\n")
 
 
+def test_a_failure_nobody_foresaw_is_told_and_ends_a_process_with_such_a_thread_too(tmp_path: Path) -> None:
+    script = tmp_path / "service.py"
+    script.write_text(
+        "import sys, time\n"
+        "from splitserve.runtime.process import NativeThread, run_process\n"
+        "async def main(signals):\n"
+        "    NativeThread(lambda: time.sleep(600), 'deep').start()\n"
+        "    raise ZeroDivisionError('unforeseen')\n"
+        "sys.exit(run_process(main) + 7)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, str(script)], stderr=subprocess.PIPE, env=environment(), timeout=60, check=False
+    )
+    assert ran.returncode == 1
+    assert b"ZeroDivisionError: unforeseen" in ran.stderr
+
+
 def test_a_real_signal_stops_a_real_process_in_order(tmp_path: Path) -> None:
     script = tmp_path / "service.py"
     script.write_text(

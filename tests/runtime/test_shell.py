@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -176,6 +177,20 @@ async def test_a_tick_comes_when_the_core_wants_to_be_woken_and_not_before(share
         await made.told(Tick)
         assert loop.time() >= asked_for
         assert len(made.core.heard(Tick)) == 1
+
+
+async def test_ticks_and_others_get_their_turn_while_events_never_end(shared_nats: Server) -> None:
+    async with stage(shared_nats.url) as made:
+
+        def busy(note: Note) -> None:
+            time.sleep(0.002)
+            made.shell.put(Do((note,)))  # the queue is never empty
+
+        made.shell._acts = {Note: busy}  # pyright: ignore[reportPrivateUsage]
+        made.core.at = asyncio.get_running_loop().time() + 0.1
+        made.do(Note("again"))
+        await made.told(Tick)  # it sleeps in the same loop
+        assert not made.task.done()
 
 
 async def test_a_sooner_wish_replaces_a_later_one(shared_nats: Server) -> None:

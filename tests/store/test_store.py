@@ -149,15 +149,31 @@ async def test_every_key_has_an_expiry(store: Store, shared_redis: Server) -> No
     assert all(age > 0 for age in ages.values()), ages
 
 
-async def test_a_router_is_present_while_it_announces_itself(store: Store) -> None:
-    assert not await store.present("router-a")
+async def test_a_router_is_gone_that_says_nothing_while_we_could(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitserve.store.store.PRESENCE_EVERY_S", 0.05)
+    assert not await store.gone("router-b"), "we could not say anything yet"
     store.announce("router-a", 7)
     for _ in range(500):
-        if await store.present("router-a"):
+        if await store.gone("router-b"):
             break
         await asyncio.sleep(0.01)
-    assert await store.present("router-a")
-    assert not await store.present("router-b")
+    assert await store.gone("router-b")
+    assert not await store.gone("router-a")
+
+
+async def test_while_redis_is_away_nobody_is_called_gone(own_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitserve.store.store.PRESENCE_EVERY_S", 0.2)
+    own_redis.start()
+    store = await Store.connect(own_redis.url, cluster="c", connect_timeout_s=10)
+    try:
+        store.announce("router-a", 7)
+        await asyncio.sleep(1)
+        assert await store.gone("router-b")
+        own_redis.kill()
+        await asyncio.sleep(1)
+        assert not await store.gone("router-b")
+    finally:
+        await store.close()
 
 
 async def test_a_redis_that_goes_away_degrades_and_what_waited_is_written_when_it_is_back(own_redis: Server) -> None:
@@ -169,8 +185,6 @@ async def test_a_redis_that_goes_away_degrades_and_what_waited_is_written_when_i
         await until(lambda: store.degraded, "degraded")
         with pytest.raises(StoreUnavailable):
             await store.read("rid-1")
-        with pytest.raises(StoreUnavailable):
-            await store.present("router-a")
         store.save(row(2, "decoding"))  # the newer state wins over the one that waits
         own_redis.start()
         await until(lambda: not (store.degraded or store.pending), "the write of what waited")

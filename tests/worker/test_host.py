@@ -136,6 +136,17 @@ async def test_a_stop_ends_the_thread(work: bool) -> None:
     assert "engine" not in {thread.name for thread in threading.enumerate()}
 
 
+async def test_a_stop_in_a_hurry_does_not_wait_for_a_long_step() -> None:
+    hurried: list[bool] = []
+    async with running() as made:
+        made.runner.gate.clear()
+        made.add("a")
+        await until(lambda: made.host.step_age_ms > 0, "a step under way")
+        asyncio.get_running_loop().call_later(0.1, hurried.append, True)
+        async with asyncio.timeout(10):
+            assert not await made.host.stop(60, lambda: bool(hurried))
+
+
 async def test_a_stop_gives_up_on_a_step_that_never_ends() -> None:
     async with running() as made:
         made.runner.gate.clear()

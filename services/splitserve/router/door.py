@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,8 +74,9 @@ def _as_origin(scope: Scope) -> Scope:
     """The path alone: keys, routes and metrics see one, whatever form it came in. Off it are scheme and host of an absolute
     target, which a server has to take (RFC 9112 §3.2.2), and `--root-path`, for proxies that leave it on."""
     prefix, path = scope.get("root_path", ""), scope["path"]
-    if not path.startswith(("/", "*")):
-        path = urlsplit(path).path or "/"
+    scheme, absolute, rest = path.partition("://")
+    if absolute and "/" not in scheme:
+        path = f"/{rest.partition('/')[2]}"
     return {**scope, "path": path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path}
 
 

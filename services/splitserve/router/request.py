@@ -113,7 +113,9 @@ class Request:
         self._desk.outbox.put(Save(record))
 
     def deliver(self, event: GenerationEvent) -> None:
-        self._desk.outbox.put(Deliver(self.rid, event, self.cached_tokens or 0))
+        if self.cached_tokens is None:  # nobody said: what says so later comes from a second reading
+            self.cached_tokens = 0
+        self._desk.outbox.put(Deliver(self.rid, event, self.cached_tokens))
 
     def cached(self, tokens: int) -> None:
         """Prompt tokens that were found cached where the prompt was first read; a second reading does not change it."""

@@ -219,7 +219,7 @@ class _Router:
         fields = await self._store.read(rid)
         if fields is None:
             return None
-        if live(fields) and not await self._store.present(fields["owner"]):
+        if live(fields) and await self._store.gone(fields["owner"]):
             fields = lost(fields)
         return shown(rid, fields)
 

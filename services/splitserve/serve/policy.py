@@ -12,6 +12,8 @@ _BY_EXIT_CODE = {
     row.exit_code: row.error for row in TABLE if issubclass(row.error, StartupError) and row.error is not StartupError
 }
 
+_MOST_DOUBLINGS = 30  # of a pause: years
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -104,7 +106,8 @@ class ChildPolicy:
         if not self.ever_ready and self.failures >= self.rules.failed_starts:
             why = f"{how_it_ended(code)}{f': {last_words}' if last_words else ''}"
             return [GiveUp(NeverReady(f"{self.name} did not become ready in {self.failures} starts; it {why}"))]
-        pause = min(self.rules.first_pause_s * 2 ** (self.failures - 1), self.rules.longest_pause_s)
+        doublings = min(self.failures - 1, _MOST_DOUBLINGS)
+        pause = min(self.rules.first_pause_s * 2**doublings, self.rules.longest_pause_s)
         self.phase, self.since, self.restart_at = Phase.PAUSED, now, now + pause
         return []
 

@@ -18,6 +18,7 @@ from splitserve.worker.lending import Lender
 
 log = logging.getLogger("splitserve.worker")
 
+_LOOK_S = 0.01  # between looks whether the thread has ended
 _LAST = (door.Gone, door.Preempted, door.Rejected, door.Failed)
 
 
@@ -89,13 +90,14 @@ class Host:
         coming = (c for c in tuple(self._commands) if isinstance(c, door.Add) and c.mode is not door.Mode.AWAIT)
         return running, waiting + sum(add.counted for add in coming)
 
-    async def stop(self, within_s: float = 5.0) -> bool:
-        """End the thread behind the step under way; False when that does not end in time (it is a daemon)."""
+    async def stop(self, within_s: float = 5.0, hurried: Callable[[], bool] = lambda: False) -> bool:
+        """End the thread behind the step under way; False when that does not end in time, or before `hurried()`."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, within_s)
+        end = self._loop.time() + within_s
+        while self._thread.is_alive() and self._loop.time() < end and not hurried():  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(_LOOK_S)
         if self._thread.is_alive():
             log.error("engine thread stuck", extra={"step_age_ms": self.step_age_ms})
         return not self._thread.is_alive()

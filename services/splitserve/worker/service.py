@@ -221,7 +221,7 @@ async def _serve(
     left_s = 0.0  # for the step under way, of the time to drain
 
     async def stop_host() -> None:
-        await host.stop(max(_STEP_S, left_s))
+        await host.stop(max(_STEP_S, left_s), lambda: signals.hurried)
 
     stack.push_async_callback(stop_host)
     lag = metrics.histogram("splitserve_event_loop_lag_seconds").observe

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 
 from splitserve.errors import StartupError, row_of
 
@@ -65,17 +67,32 @@ def run_process(main: Callable[[Signals], Awaitable[None]]) -> int:
         signals.install()
         await main(signals)
 
-    code = 0
+    try:
+        code = _code_of(body)
+    except BaseException:
+        if not _native_threads():
+            raise
+        traceback.print_exc()
+        code = 1
+    if _native_threads():
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
+
+
+def _code_of(body: Callable[[], Coroutine[None, None, None]]) -> int:
     try:
         asyncio.run(body())
     except StartupError as error:
         print(f"splitserve: {error.message}", file=sys.stderr, flush=True)
-        code = row_of(error).exit_code
+        return row_of(error).exit_code
     except KeyboardInterrupt:
-        code = 130
-    if any(isinstance(thread, NativeThread) for thread in threading.enumerate()):
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+        return 130
+    return 0
+
+
+def _native_threads() -> bool:
+    return any(isinstance(thread, NativeThread) for thread in threading.enumerate())

@@ -85,6 +85,7 @@ class Shell:
                 while self._events:
                     await self._handle(self._events.popleft())
                     if self._loop.time() - since > _TURN_S:
+                        self._arm()  # timers are kept under a load that never leaves the queue empty, too
                         await asyncio.sleep(0)
                         since = self._loop.time()
                 self._nothing.set()

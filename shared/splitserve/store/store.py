@@ -66,6 +66,8 @@ class Store:
         self._tasks: list[asyncio.Task[None]] = []
         self._sha = ""
         self._sending = 0
+        self._announced = ""  # our own router
+        self._announced_since: float | None = None  # without a failure, on the loop's clock
         self.degraded = False
         self.refused = 0
         self.dropped = 0
@@ -132,10 +134,13 @@ class Store:
             raise StoreUnavailable(f"Redis is away: {error}", retry_after_s=1) from error
         return {str(key): str(value) for key, value in found.items()} or None
 
-    async def present(self, router: str) -> bool:
-        """Whether that router has said so in the last seconds. Raises StoreUnavailable."""
+    async def gone(self, router: str) -> bool:
+        """Whether that router has not announced itself for seconds in which it could: we could. Raises StoreUnavailable."""
+        now, since = asyncio.get_running_loop().time(), self._announced_since
+        if router == self._announced or since is None or now - since < 2 * PRESENCE_EVERY_S:
+            return False
         try:
-            return bool(await self._redis.exists(self._keys.router(router)))
+            return not await self._redis.exists(self._keys.router(router))
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis is away: {error}", retry_after_s=1) from error
 
@@ -143,11 +148,16 @@ class Store:
         """Keep `router:{id}` alive until `close`."""
 
         async def announce_forever() -> None:
+            loop = asyncio.get_running_loop()
             while True:
-                with suppress(RedisError, OSError, TimeoutError):  # the writer reports a Redis that is away
+                try:
                     await self._redis.set(self._keys.router(router), incarnation, ex=int(PRESENCE_TTL_S))
+                    self._announced_since = self._announced_since or loop.time()
+                except (RedisError, OSError, TimeoutError):  # the writer reports a Redis that is away
+                    self._announced_since = None
                 await asyncio.sleep(PRESENCE_EVERY_S)
 
+        self._announced = router
         self._tasks.append(asyncio.create_task(announce_forever(), name="store-presence"))
 
     async def close(self, flush_s: float = 1.0) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from splitserve.errors import SplitserveError, StoreUnavailable
+from splitserve.errors import NoWorkers, SplitserveError, StoreUnavailable
 from splitserve.router.generation import Done, GenerationEvent, Tokens
 from splitserve.router.observe import HttpAnswer, Progress, RequestEnd
 from splitserve.router.observers import Observers
@@ -202,6 +202,21 @@ async def test_one_prompt_that_fails_ends_the_others_with_it_and_only_what_was_r
     end = ear.heard[-1]
     assert (end.outcome, end.code, end.refused) == ("failed", "overloaded", refused)
     assert ear.had == Progress(generated=1, prompt=10, cached=4)
+
+
+async def worker_lost(generation: ScriptedGeneration) -> AsyncIterator[GenerationEvent]:
+    yield Tokens(0, 0, (97, 98))
+    await asyncio.sleep(0.05)
+    yield Done(NoWorkers("all died", retry_after_s=1))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_request_that_had_tokens_was_taken_and_is_lost_not_refused(streamed: bool):
+    ear = Ear()
+    async with in_process(ScriptedGenerator(worker_lost), observer=Observers(ear)) as api:
+        await api.post("/v1/completions", json={"prompt": "x", "stream": streamed})
+    end = ear.heard[-1]
+    assert (end.outcome, end.code, end.refused) == ("failed", "no_workers", "")
 
 
 async def test_the_observer_hears_of_a_request_that_never_got_to_run():

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from splitserve.errors import SplitserveError, row_of
+from splitserve.errors import Overloaded, SplitserveError, row_of
 from splitserve.router.generation import Generator, Submission, Tokens
 from splitserve.router.http_errors import ClientGone, error_object, error_response
 from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
@@ -169,7 +169,7 @@ class Exchange:
         return not self._answers.done
 
     async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T], begun: Callable[[], bool]) -> T:
-        """`begun`: whether the client has something of an answer; else what ended the request may be a refusal of it."""
+        """`begun`: whether the client has something of an answer."""
         self._watch.live(self._answers.progress)
         try:
             result = await unless_gone(receive, work)
@@ -177,7 +177,9 @@ class Exchange:
             self._report("cancelled")
             raise
         except SplitserveError as error:
-            self._report("failed", row_of(error).code, "" if begun() else refusal_reason(error))
+            # with tokens it was taken, unless one of its prompts was not, and the client is told nothing else
+            taken = self._first_at is not None and (begun() or not isinstance(error, Overloaded))
+            self._report("failed", row_of(error).code, "" if taken else refusal_reason(error))
             raise
         except Exception:
             self._report("failed", row_of(SplitserveError).code)
