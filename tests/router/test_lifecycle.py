@@ -447,7 +447,8 @@ def test_what_was_cached_is_final_from_the_first_token_on():
     bench.mute.add("d0")
     bench.run(6.0)
     _, again = bench.accept(DecodeJob), bench.accept(PrefillJob)
-    bench.kv_ready(again)
+    bench.kv_ready(again, cached=8)
+    assert len(bench.delivered) == 2
     assert {deliver.cached_tokens for deliver in bench.delivered} == {0}
 
 

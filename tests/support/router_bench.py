@@ -170,7 +170,9 @@ class Bench:
 
     # --- workers say ---
 
-    def kv_ready(self, job: PrefillJob, token: int = 1000, finish: FinishReason = FinishReason.RUNNING) -> KvReady:
+    def kv_ready(
+        self, job: PrefillJob, token: int = 1000, finish: FinishReason = FinishReason.RUNNING, cached: int = 0
+    ) -> KvReady:
         n = len(job.seeds)
         message = KvReady(
             handle=KvHandle(
@@ -192,7 +194,7 @@ class Bench:
             index=len(job.ids) - job.prompt_len,
             first_ids=tuple(token + i for i in range(n)),
             logprobs=(),
-            cached_tokens=0,
+            cached_tokens=cached,
             durations=PrefillDurations(0.01, 0.02),
             finishes=(int(finish),) * n,
         )
