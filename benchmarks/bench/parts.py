@@ -25,7 +25,8 @@ PARTS: Mapping[str, Part] = {
         "warmed up, asked all workloads, and ended until none of its processes is left, in an order that rotates; what it burns idle is "
         "measured for three seconds after its warm-up. All are asked by vLLM's own `vllm bench serve`, which shares the cores with them, with "
         "seeds that are fresh in every round and the same for all. vLLM runs with `--enforce-eager`: compiled, its bfloat16 gave wrong text on "
-        "AVX512_BF16. llama.cpp is beside them where one stream is asked for: its own server, bfloat16, all cores, one request at a time. 256/64 is prompt/answer in tokens, c requests at a time; a run has 52 of them at c=16, 64 at c=8. "
+        "AVX512_BF16. llama.cpp is beside them where one stream is asked for: its own server, bfloat16, all cores, one request at "
+        "a time. 256/64 is prompt/answer in tokens, c requests at a time; a run has 52 of them at c=16, 64 at c=8. "
         "Goodput is the highest rate of Poisson arrivals, of a ladder of "
         "steps of about 1.4, at which 90 % of the requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms; a rate is tried with 20 to "
         "30 requests, more where those came within ten seconds.",

@@ -57,6 +57,16 @@ class Inbox:
             return await self.messages.get()
 
 
+async def asked_and_answered(a: Bus, b: Bus, subject: str, inbox: Inbox) -> None:
+    """`a` asks, `b` hears it in `inbox` and answers, `a` has the answer."""
+    asking = asyncio.create_task(a.request(subject, Ping(7), 30))
+    message, reply_to = await inbox.next()
+    assert message == Ping(7)
+    assert reply_to
+    await b.answer(reply_to, Pong(7))
+    assert await asking == Pong(7)
+
+
 async def test_messages_on_one_subject_arrive_in_order(shared_nats: Server, connect: Connect) -> None:
     a, b = await connect(shared_nats.url), await connect(shared_nats.url)
     inbox = Inbox()
@@ -82,12 +92,7 @@ async def test_a_request_gets_its_answer(shared_nats: Server, connect: Connect) 
     inbox = Inbox()
     await b.subscribe("t.ask", inbox)
     await b.flush(2)
-    asking = asyncio.create_task(a.request("t.ask", Ping(7), 30))
-    message, reply_to = await inbox.next()
-    assert message == Ping(7)
-    assert reply_to
-    await b.answer(reply_to, Pong(7))
-    assert await asking == Pong(7)
+    await asked_and_answered(a, b, "t.ask", inbox)
 
 
 async def test_nobody_listening_is_known_at_once(shared_nats: Server, connect: Connect) -> None:
@@ -114,11 +119,7 @@ async def test_a_question_is_answered_once_however_many_answers_come(shared_nats
     assert reply_to
     for n in (1, 2):
         await b.answer(reply_to, Pong(n))
-    asking = asyncio.create_task(a.request("t.twice", Ping(3), 30))  # its answer comes behind both
-    _, reply_to = await inbox.next()
-    assert reply_to
-    await b.answer(reply_to, Pong(3))
-    assert await asking == Pong(3)
+    await asked_and_answered(a, b, "t.twice", inbox)  # its answer comes behind both
     assert told == [Pong(1)]
 
 
@@ -132,11 +133,7 @@ async def test_an_answer_that_comes_late_is_told_to_nobody(shared_nats: Server, 
     await until(lambda: bool(told), "the time-out")
     assert late_to
     await b.answer(late_to, Pong(1))
-    asking = asyncio.create_task(a.request("t.late", Ping(2), 30))
-    _, reply_to = await inbox.next()
-    assert reply_to
-    await b.answer(reply_to, Pong(2))
-    assert await asking == Pong(2)
+    await asked_and_answered(a, b, "t.late", inbox)  # its answer comes behind the late one
     assert [type(answer) for answer in told] == [RequestTimeout]
     assert a.counters.errors == 0
 

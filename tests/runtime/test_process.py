@@ -42,35 +42,28 @@ async def test_the_first_signal_asks_to_stop_and_the_second_to_stop_now() -> Non
     assert signals.received == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_a_thread_deep_in_native_code_does_not_change_how_a_process_ends(tmp_path: Path) -> None:
+def ended(tmp_path: Path, then: str) -> subprocess.CompletedProcess[bytes]:
+    """A process whose service starts a thread that stays in native code, and then does this."""
     script = tmp_path / "service.py"
     script.write_text(
         "import sys, time\n"
         "from splitserve.runtime.process import NativeThread, run_process\n"
         "async def main(signals):\n"
         "    NativeThread(lambda: time.sleep(600), 'deep').start()\n"
-        "    print('left')\n"
-        "sys.exit(run_process(main) or 7)\n"  # 7: the interpreter went on to its own end
+        f"    {then}\n"
+        "sys.exit(run_process(main) + 7)\n"  # 7 and up: the interpreter went on to its own end
     )
-    ran = subprocess.run(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment(), timeout=60, check=False
-    )
+    command = [sys.executable, str(script)]
+    return subprocess.run(command, capture_output=True, env=environment(), timeout=60, check=False)
+
+
+def test_a_thread_deep_in_native_code_does_not_change_how_a_process_ends(tmp_path: Path) -> None:
+    ran = ended(tmp_path, "print('left')")
     assert (ran.returncode, ran.stdout) == (0, b"left\n")
 
 
 def test_a_failure_nobody_foresaw_is_told_and_ends_a_process_with_such_a_thread_too(tmp_path: Path) -> None:
-    script = tmp_path / "service.py"
-    script.write_text(
-        "import sys, time\n"
-        "from splitserve.runtime.process import NativeThread, run_process\n"
-        "async def main(signals):\n"
-        "    NativeThread(lambda: time.sleep(600), 'deep').start()\n"
-        "    raise ZeroDivisionError('unforeseen')\n"
-        "sys.exit(run_process(main) + 7)\n"
-    )
-    ran = subprocess.run(
-        [sys.executable, str(script)], stderr=subprocess.PIPE, env=environment(), timeout=60, check=False
-    )
+    ran = ended(tmp_path, "raise ZeroDivisionError('unforeseen')")
     assert ran.returncode == 1
     assert b"ZeroDivisionError: unforeseen" in ran.stderr
 

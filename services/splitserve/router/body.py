@@ -19,7 +19,7 @@ _LARGE = 1 << 18  # bytes from which a body is parsed in a thread
 _NAMED = 1 << 20  # bytes up to which the field of a fault is looked for
 _DEEPEST = 128  # levels: what is read here is shown, compared and rendered by code that recurses
 # a string without its end is one token too, to the last byte: else each quote in it would be tried as a beginning
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{}\[\],]', re.DOTALL)
 
 
 async def read_json(request: Request, limit: int) -> Body:
@@ -120,6 +120,6 @@ def field_at(raw: bytes, at: int) -> str | None:
             depth -= 1
         elif token == b",":
             is_key = is_key or depth == 1
-        elif is_key and depth == 1 and match.end() < at:
+        elif is_key and depth == 1 and match[1]:
             field, is_key = token[1:-1].decode(errors="replace"), False
     return field

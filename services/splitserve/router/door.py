@@ -77,7 +77,9 @@ def _as_origin(scope: Scope) -> Scope:
     scheme, absolute, rest = path.partition("://")
     if absolute and "/" not in scheme:
         path = f"/{rest.partition('/')[2]}"
-    return {**scope, "path": path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path}
+    if prefix and path.startswith(f"{prefix}/"):
+        path = path.removeprefix(prefix)
+    return scope if path == scope["path"] else {**scope, "path": path}
 
 
 class _Visit:

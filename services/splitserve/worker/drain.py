@@ -13,7 +13,7 @@ log = logging.getLogger("splitserve.worker")
 
 
 async def drain(shell: Shell, signals: Signals, within_s: float) -> float:
-    """Returns when nothing is left, after `within_s`, or at a second signal: what is left of `within_s` then, 0 at a signal."""
+    """Returns when nothing is left, after `within_s`, or at a second signal: what is left of `within_s` then."""
     loop = asyncio.get_running_loop()
     end = loop.time() + within_s
     log.info("draining", extra={"within_s": within_s})
@@ -26,4 +26,4 @@ async def drain(shell: Shell, signals: Signals, within_s: float) -> float:
     await asyncio.gather(empty, hurry, return_exceptions=True)
     if not shell.drained.is_set():
         log.warning("left before everything had ended")
-    return 0.0 if signals.hurried else max(0.0, end - loop.time())
+    return max(0.0, end - loop.time())

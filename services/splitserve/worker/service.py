@@ -44,7 +44,7 @@ from splitserve.worker.observe import Loaded, StepMetrics, WorkerMetrics
 log = logging.getLogger("splitserve.worker")
 
 _CRASH_GRACE_S = 1.0  # for the rows that say so
-_STEP_S = 5.0  # for the step under way, when we leave in a hurry
+_STEP_S = 5.0  # for the step under way, at least: when the time to drain is spent
 _GIL_S = 0.0002  # event loop and engine thread hand each other work, and neither is to wait for Python's 5 ms
 
 

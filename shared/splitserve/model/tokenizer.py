@@ -62,7 +62,7 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Ids of `text`; the Rust side releases the GIL."""
-        # the fast way does not trace where in the text each token began: a quarter of the time
+        # the fast way does not trace where in the text each token began, which takes a quarter of the time
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

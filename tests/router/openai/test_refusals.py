@@ -230,6 +230,8 @@ def test_the_field_of_a_byte_is_the_top_level_key_before_it():
     assert field_at(raw, raw.index(b"te,xt")) == r"b\""
     assert field_at(raw, raw.index(b", 2]")) == "c"
     assert field_at(b"[1, 2]", 3) is None
+    assert field_at(b'{"a"b', 4) == "a"
+    assert field_at(b'{"abc', 5) is None
 
 
 async def test_a_prompt_over_the_context_names_both_numbers(api: httpx.AsyncClient):
