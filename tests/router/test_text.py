@@ -32,7 +32,7 @@ class Bytes:
         return b"".join(special if id > 255 else bytes([id]) for id in ids).decode(errors="replace")
 
     def alone(self, skip_special_tokens: bool = True) -> Mapping[int, str]:
-        return {id: self.decode([id]) for id in range(0, 256, 2)}  # whole texts and broken ones, and not all
+        return {id: self.decode([id]) for id in range(0, 128, 2)}  # whole ones, and not all
 
 
 def shown(stops: Sequence[str], pieces: Sequence[str], include: bool = False) -> tuple[str, str | None]:

@@ -215,10 +215,11 @@ class RouterCore:
         self._fleet.heard(worker, self._out.now)
         if self._desk.inbox.advance(worker, frame.stream_seq, frame=True) and self._desk.rules.resume_gaps:
             self._lives.frames_lost(worker)
+        owner_of, act, take = self._desk.inbox.owner, self._lives.act, Lifecycle.row
         for row in frame.rows():
-            owner = self._desk.inbox.owner(row.slot)
+            owner = owner_of(row.slot)
             if owner is not None:
-                self._lives.act(owner.rid, Lifecycle.row, owner.choice, row)
+                act(owner.rid, take, owner.choice, row)
 
     def _kv_ready(self, message: KvReady) -> None:
         handle = message.handle

@@ -7,22 +7,29 @@ from splitserve.protocol.messages import TokenRow
 from splitserve.protocol.states import FinishReason, RequestState
 from splitserve.router.desk import Desk
 from splitserve.router.endings import Endings
-from splitserve.router.generation import Finished
+from splitserve.router.generation import Finished, Tokens
 from splitserve.router.request import Request
 
 
 class Delivery:
     """The answers of one request."""
 
+    __slots__ = ("_clocked", "_desk", "_endings", "_request")
+
     def __init__(self, request: Request, endings: Endings, desk: Desk) -> None:
         self._request = request
         self._endings = endings
         self._desk = desk
+        self._clocked = True  # the second token of the first answer is not here yet
 
     def take(self, choice: int, row: TokenRow) -> None:
         """Append what is new of a row, deliver it, and end with the last answer."""
         r = self._request
         if not r.live:
+            return
+        tokens = r.transcript.next(choice, row)
+        if tokens is not None:
+            self._tell(tokens)
             return
         if row.finish is FinishReason.ERROR:
             self._endings.fail(
@@ -30,12 +37,17 @@ class Delivery:
             )
             return
         events = r.transcript.append(choice, row.first_index, row.ids, row.logprobs, row.finish)
-        if r.stages.counts_tokens:
-            r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
         for event in events:
-            r.deliver(event)
+            self._tell(event)
         if events and isinstance(events[-1], Finished):
             self._answer_ended(choice, by_us=False)
+
+    def _tell(self, event: Tokens | Finished) -> None:
+        r = self._request
+        if self._clocked:
+            r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
+            self._clocked = r.stages.counts_tokens
+        r.deliver(event)
 
     def stop(self, choice: int) -> None:
         """A stop string was met."""

@@ -191,6 +191,8 @@ class Dispatcher:
 class RunningGeneration:
     """One request as its endpoint has it (`generation.Generation`)."""
 
+    __slots__ = ("_dispatcher", "cached_tokens", "counts", "hear", "rid", "submission", "trace")
+
     def __init__(self, dispatcher: Dispatcher, submission: Submission, hear: Hear) -> None:
         self.submission = submission
         self.rid = submission.rid

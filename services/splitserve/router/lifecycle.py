@@ -32,10 +32,13 @@ LOSS_BUDGET = 8  # of accepted decode workers
 PREFILL_LOSSES = 3  # then decode reads the prompt itself
 
 S = RequestState
+_PREFILLING = S.PREFILLING  # asked for with each token: see `transcript`
 
 
 class Lifecycle:
     """One live request and what happens to it. Its end takes it off the desk."""
+
+    __slots__ = ("_courier", "_delivery", "_desk", "_endings", "request")
 
     def __init__(self, submission: Submission, desk: Desk) -> None:
         self.request = Request(submission, desk)
@@ -300,7 +303,7 @@ class Lifecycle:
             self.decode_accepted(leg)
         if r.prefill is not None:
             self.loaded()
-        elif r.state is S.PREFILLING:  # it has read the prompt itself
+        elif r.state is _PREFILLING:  # it has read the prompt itself
             r.to(S.DECODING)
         if row.first is not None:
             r.first_row(leg, row.first)

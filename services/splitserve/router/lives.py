@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Concatenate, ParamSpec
+from typing import ParamSpec, TypeVarTuple
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.messages import ResumeRow
@@ -15,6 +15,7 @@ from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
 
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 
 
 class Lives:
@@ -39,15 +40,13 @@ class Lives:
 
     # --- one ---
 
-    def act(
-        self, rid: str, act: Callable[Concatenate[Lifecycle, P], object], *args: P.args, **kwargs: P.kwargs
-    ) -> None:
+    def act(self, rid: str, act: Callable[[Lifecycle, *Ts], object], *args: *Ts) -> None:
         """Act on a request if it lives. An exception ends this request alone."""
         life = self._lives.get(rid)
         if life is None:
             return
         try:
-            act(life, *args, **kwargs)
+            act(life, *args)
         except Exception as error:  # noqa: BLE001  # as in `guarded`, without a second call for each token
             self._crashed(rid, error)
         if not life.request.live:

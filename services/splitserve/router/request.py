@@ -28,6 +28,31 @@ FOR_GOOD = {RefuseReason.MISMATCH, *TOO_MUCH}
 class Request:
     """State of one request. `prefill` and `kv` are set only while a prefill is wanted; `da`, `pa`: numbers used last."""
 
+    __slots__ = (
+        "_came_at",
+        "_desk",
+        "_seq",
+        "_too_much",
+        "cached_tokens",
+        "da",
+        "decode",
+        "decode_name",
+        "kv",
+        "live",
+        "losses",
+        "pa",
+        "preemptions",
+        "prefill",
+        "prefill_losses",
+        "prefill_name",
+        "rid",
+        "stages",
+        "state",
+        "submission",
+        "transcript",
+        "wish",
+    )
+
     def __init__(self, submission: Submission, desk: Desk) -> None:
         self.submission = submission
         self.rid = submission.rid

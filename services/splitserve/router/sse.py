@@ -22,6 +22,20 @@ _HEADERS = [
 class EventStream:
     """Headers go out with the first events, so that an early failure can have its own status."""
 
+    __slots__ = (
+        "_connection",
+        "_full",
+        "_headers",
+        "_put",
+        "_receive",
+        "_send",
+        "_stall_s",
+        "_state",
+        "_turn",
+        "_unsent",
+        "started",
+    )
+
     def __init__(
         self,
         scope: Scope,
@@ -51,7 +65,8 @@ class EventStream:
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         self._flush()
         if self._put is not None and not self._full():
-            self._sent(self._put, events)
+            self._unsent.append(events)
+            self._flush()
             return
         try:
             async with asyncio.timeout(self._stall_s):
@@ -74,14 +89,12 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _flush(self) -> None:
-        if self._unsent and self._put is not None:
-            events = b"".join(self._unsent)
-            self._unsent.clear()
-            self._sent(self._put, events)
-
-    def _sent(self, put: Callable[[bytes], None], events: bytes) -> None:
-        put(events)
-        self._state["written"] += len(events)
+        unsent, put = self._unsent, self._put
+        if unsent and put is not None:
+            events = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
+            put(events)
+            self._state["written"] += len(events)
 
     async def _drop(self) -> None:
         """The client reads nothing: drop it, where the server knows how."""

@@ -24,8 +24,10 @@ class Detokenizer:
 
     With `concatenates` (the text of two lists in a row is that of both together, but for a character that the border
     cuts) nothing is decoded for context: once a token, and not twice; and not at all what `alone` has, texts that
-    `decode` gave for an id by itself.
+    `decode` gave for an id by itself, whole to their last character.
     """
+
+    __slots__ = ("_alone", "_concatenates", "_decode", "_shown", "_shown_text", "_window")
 
     def __init__(
         self,
@@ -36,19 +38,23 @@ class Detokenizer:
         alone: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self._decode = decode
-        self._alone = alone
+        self._alone = alone if concatenates else MappingProxyType[int, str]({})
         self._concatenates = concatenates
         self._window = [] if concatenates else list(prompt_ids[-_CONTEXT:])
         self._shown = 0  # ids of the window whose text was given out
         self._shown_text = ""
         self.flush()
 
+    def word(self, id: int) -> str | None:
+        """The new text of one id more, if `alone` has it and nothing is held, as with most; else None, and `push` it."""
+        return None if self._window else self._alone.get(id)
+
     def push(self, ids: Sequence[int]) -> str:
         """The new text, up to the last whole character."""
-        if self._concatenates and not self._window:  # nothing is held: most tokens are whole words
-            text = self._alone.get(ids[0]) if len(ids) == 1 else None
-            if text is None:
-                text = self._decode(ids)
+        if len(ids) == 1 and (word := self.word(ids[0])) is not None:
+            return word
+        if self._concatenates and not self._window:
+            text = self._decode(ids)
             if not text.endswith(_BROKEN):
                 return text
         self._window.extend(ids)
@@ -149,6 +155,8 @@ class Vocabulary(Protocol):
 class AnswerText:
     """The text of one answer. Feed ids in order until `stopped`, then `finish`."""
 
+    __slots__ = ("_detokenizer", "_mute", "_one_by_one", "_rules", "_stops", "length", "tokens")
+
     def __init__(self, vocabulary: Vocabulary, rules: TextRules, prompt_ids: Sequence[int] = ()) -> None:
         self._rules = rules
         # ids without text never enter the window: a thousand of them would make it a thousand long
@@ -170,15 +178,21 @@ class AnswerText:
         """The stop string that ended the answer."""
         return self._stops.hit
 
+    def word(self, id: int) -> str | None:
+        """The text of one id more where it is a whole word and nothing else hangs on it; else None, and `push` it."""
+        if self._one_by_one or id in self._mute:
+            return None
+        text = self._detokenizer.word(id)
+        if text is not None:
+            self.tokens += 1
+            self.length += len(text)
+        return text
+
     def push(self, ids: Sequence[int]) -> str:
         """Text that may be shown now. Ids after a stop string are ignored: `tokens` does not count them."""
         if not self._one_by_one:
             self.tokens += len(ids)
-            if not self._mute.isdisjoint(ids):
-                return self._detokenise([id for id in ids if id not in self._mute])
-            text = self._detokenizer.push(ids)  # and not by `_detokenise`: nearly every token comes here
-            self.length += len(text)
-            return text
+            return self._detokenise([id for id in ids if id not in self._mute])
         shown = ""
         for id in ids:
             if self.stopped is not None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from splitserve.protocol.messages import TokenRow
 from splitserve.protocol.params import TokenLogprob
 from splitserve.protocol.states import FinishReason
 from splitserve.router.generation import Finished, Tokens
 
+_RUNNING = FinishReason.RUNNING  # Python 3.11 takes as long to look an enum's member up as to call a function
+
 
 class Transcript:
     """Tokens and ends of n answers. Also knows how far the current decode worker is said to be, to see gaps."""
+
+    __slots__ = ("_heard", "_index_once", "ends", "n", "outputs")
 
     def __init__(self, n: int, *, index_once: bool = True) -> None:
         self.n = n
@@ -47,6 +52,18 @@ class Transcript:
                 return True
         return False
 
+    def next(self, choice: int, row: TokenRow) -> Tokens | None:
+        """Take a row that is just the next of a running answer, as nearly every one is; else None, and `append` it."""
+        _, _, first_index, ids, finish, _, logprobs = row
+        have = self.outputs[choice]
+        if first_index != len(have) or finish is not _RUNNING or not ids or self.ends[choice] is not None:
+            return None
+        have.extend(ids)
+        length = len(have)
+        if length > self._heard[choice]:
+            self._heard[choice] = length
+        return Tokens(choice, first_index, ids, logprobs)
+
     def append(
         self,
         choice: int,
@@ -57,11 +74,6 @@ class Transcript:
     ) -> list[Tokens | Finished]:
         """Take a row; what is new of it, as events. A row behind a gap gives nothing (see `behind`)."""
         have = self.outputs[choice]
-        if first_index == len(have) and finish is FinishReason.RUNNING and ids and self.ends[choice] is None:
-            have.extend(ids)  # the next of a running answer: nearly every row is
-            if len(have) > self._heard[choice]:
-                self._heard[choice] = len(have)
-            return [Tokens(choice, first_index, ids, logprobs)]
         self.heard(choice, first_index + len(ids) + (finish is not FinishReason.RUNNING and not ids))
         if self.ends[choice] is not None:
             return []

@@ -36,7 +36,7 @@ class Tokenizer:
         # decoding two lists of ids in a row is decoding both at once
         self.concatenates = self._decoders == frozenset(("ByteLevel",))
         self._bytes: dict[int, bytes] = {}
-        # text of an id by itself, without skipping and with: most of what streams ask for
+        # text of an id by itself, without skipping and with: nearly all that streams ask for
         self._alone: tuple[dict[int, str], dict[int, str]] = ({}, {})
 
     @classmethod
@@ -68,12 +68,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids that the vocabulary lacks are left out."""
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        if len(ids) == 1 and text:  # ids without a token are without number
+        if len(ids) == 1 and text and not text.endswith("\ufffd"):  # ids without a token are without number
             self._alone[skip_special_tokens][ids[0]] = text
         return text
 
     def alone(self, skip_special_tokens: bool = True) -> Mapping[int, str]:
-        """What `decode` gave for single ids so far: a look into it costs less than a call."""
+        """What `decode` gave for single ids so far, if it ends with a whole character: a look costs less than a call."""
         return self._alone[skip_special_tokens]
 
     def token_bytes(self, id: int) -> bytes:

@@ -49,6 +49,8 @@ class Usage:
 class Answer:
     """One choice."""
 
+    __slots__ = ("_delta", "_last_id", "_stop_token_ids", "_text", "finish_reason", "last_at")
+
     def __init__(self, index: int, text: AnswerText, stop_token_ids: frozenset[int]) -> None:
         self._text = text
         self._stop_token_ids = stop_token_ids
@@ -64,6 +66,16 @@ class Answer:
     @property
     def ended(self) -> bool:
         return self.finish_reason is not None
+
+    def word(self, event: Tokens) -> str | None:
+        """The text of an event that is a token, a whole word and nothing besides, as with most; else None, and `take` it."""
+        ids = event.ids
+        if len(ids) != 1 or self.finish_reason is not None:
+            return None
+        word = self._text.word(ids[0])
+        if word is not None:
+            self._last_id = ids[0]
+        return word
 
     def take(self, event: Tokens) -> bool:
         """True when a stop string was met: this answer needs no more tokens."""

@@ -18,6 +18,7 @@ from splitserve.router.observe import Outcome, RequestEnd, RequestObserver
 from splitserve.router.openai.answers import Answers, Delta
 from splitserve.router.openai.running import Arrival, Inbox, generating, unless_gone
 from splitserve.router.openai.wire import ChunkWriter, Json, Spelling, Wire, error_events, whole_answer
+from splitserve.router.openai.writing import Writing
 from splitserve.router.refusals import refusal_reason
 from splitserve.router.sse import EventStream
 from splitserve.router.stages import breakdown, gap_breakdown
@@ -67,7 +68,6 @@ class Exchange:
         self._inbox = Inbox(turn)
         self._answers = Answers(tokenizer, job.rules, job.submissions, job.stop_token_ids, self._inbox.cached_tokens)
         self._first_at: float | None = None
-        self._last_at: float | None = None
         self._detokenise_s = 0.0
         self._failure: SplitserveError | None = None  # what ended the request
 
@@ -105,29 +105,16 @@ class Exchange:
             include_usage=self._job.include_usage,
             continuous=self._job.continuous_usage,
         )
-        unwritten = b""
-
-        def take(arrived: list[Arrival]) -> bool:
-            nonlocal unwritten
-            more, deltas = self._take(arrived), answers.drain()
-            unwritten = writer.deltas(deltas, answers.usage_of)
-            if unwritten and not events.started:
-                unwritten = writer.opening(range(len(answers.choices)), answers.usage_of) + unwritten
-            if answers.done:
-                unwritten += writer.closing(answers.usage(self._stages()))
-            if unwritten and events.write_soon(unwritten):
-                unwritten = b""
-            return more and not unwritten
-
+        writing = Writing(self._take, answers, writer, events, gap=self._watch.gap, stages=self._stages)
         try:
             async with generating(self._generator, self._job.submissions, self._inbox):
                 while not answers.done:
                     if self._failure is not None:
                         raise self._failure
-                    await self._inbox.each(take)
-                    if unwritten:
-                        await events.write(unwritten)
-                        unwritten = b""
+                    await self._inbox.each(writing.take)
+                    if writing.unwritten:
+                        await events.write(writing.unwritten)
+                        writing.unwritten = b""
         except SplitserveError as failure:
             if events.started:  # the status is spent
                 await events.write(error_events(error_object(failure)))
@@ -162,10 +149,8 @@ class Exchange:
                 self._first_at = at
                 self._detokenise_s = time.monotonic() - began
                 self._watch.first_token(at - self._job.arrived + self._detokenise_s)
-            if isinstance(event, Tokens):
-                self._last_at = at
-                if taken.stop:
-                    self._inbox.stop(prompt, event.choice)
+            if taken.stop and isinstance(event, Tokens):
+                self._inbox.stop(prompt, event.choice)
         return not self._answers.done
 
     async def _reported(self, receive: Receive, work: Coroutine[Any, Any, T], begun: Callable[[], bool]) -> T:
@@ -189,6 +174,7 @@ class Exchange:
 
     def _report(self, outcome: Outcome, code: str = "", refused: str = "") -> None:
         job, choices, had = self._job, self._answers.choices, self._answers.progress()
+        last_at = max((choice.last_at for choice in choices if choice.last_at is not None), default=None)
         self._watch.end(
             RequestEnd(
                 outcome,
@@ -202,7 +188,7 @@ class Exchange:
                 n=len(job.submissions[0].seeds),
                 max_tokens=max(submission.params.max_tokens for submission in job.submissions),
                 first_token_s=None if self._first_at is None else self._first_at - job.arrived,
-                last_token_s=None if self._last_at is None else self._last_at - job.arrived,
+                last_token_s=None if last_at is None else last_at - job.arrived,
                 detokenise_s=self._detokenise_s,
                 stages=tuple(self._answers.stages),
                 preemptions=self._answers.preemptions,

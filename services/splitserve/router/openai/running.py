@@ -27,6 +27,8 @@ class Inbox:
     Who takes them is called in `turn`, and no task is woken for a token: that cost more than its text did.
     """
 
+    __slots__ = ("_arrived", "_generations", "_take", "_taken", "_turn")
+
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._generations: list[Generation] = []

@@ -183,7 +183,8 @@ class ChunkWriter:
         self._continuous = continuous
         self._head = b"data: " + dumps({**head, "object": wire.chunk_object})[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self._around: dict[int, tuple[bytes, bytes]] = {}  # by choice: an event of text alone, but for the text
+        self.plain = not logprobs and not continuous  # events hold text alone, until an answer ends
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # by choice
 
     def opening(self, indices: Sequence[int], usage: Callable[[int], Usage]) -> bytes:
         """The chunks before any text: one a choice that says whose role it has."""
@@ -195,6 +196,14 @@ class ChunkWriter:
             return self._delta(deltas[0], usage)
         return b"".join([self._delta(delta, usage) for delta in deltas])
 
+    def around(self, index: int) -> tuple[bytes, bytes]:
+        """What stands before and behind the text in an event that holds nothing else."""
+        around = self._around.get(index)
+        if around is None:
+            before, behind = self._wire.around(index)
+            around = self._around[index] = (self._head + before, behind + self._tail)
+        return around
+
     def closing(self, usage: Usage) -> bytes:
         """The usage chunk, if it was asked for, and the mark of the end."""
         if not self._include_usage:
@@ -202,13 +211,10 @@ class ChunkWriter:
         return self._head + b'],"usage":' + dumps(usage_object(usage)) + b"}\n\n" + DONE
 
     def _delta(self, delta: Delta, usage: Callable[[int], Usage]) -> bytes:
-        if self._logprobs or self._continuous or delta.finish_reason is not None:
+        if not self.plain or delta.finish_reason is not None:
             return self._event(self._wire.chunk(delta, self._spelling, logprobs=self._logprobs), delta.index, usage)
-        around = self._around.get(delta.index)
-        if around is None:
-            before, behind = self._wire.around(delta.index)
-            around = self._around[delta.index] = (self._head + before, behind + self._tail)
-        return around[0] + dumps(delta.text) + around[1]
+        before, behind = self.around(delta.index)
+        return before + dumps(delta.text) + behind
 
     def _event(self, choice: bytes, index: int, usage: Callable[[int], Usage]) -> bytes:
         tail = b'],"usage":' + dumps(usage_object(usage(index))) + b"}\n\n" if self._continuous else self._tail
