@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.parts import PARTS
 from bench.results import ROOT, Spread, load, ratios
+from bench.workloads import RATES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 _HEAD = """# Benchmarks
@@ -93,7 +94,10 @@ def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
             said = f"{share}; the bar is {_PREFIX_BAR}: {_verdict(share.median <= _PREFIX_BAR)}."
             lines += ["", f"Repeated to cold, ours: {said}"]
         burned = ", ".join(f"{_NAMES[system]} {Spread.of(idle[system]).median:.0f} %" for system in systems)
-        lines += ["", f"{rounds} round{'s' * (rounds > 1)}. Idle, of one core: {burned}. {_made(kept)}", ""]
+        fewer = "".join(
+            f", {_NAMES[system]} in {len(idle[system])}" for system in systems if len(idle[system]) < rounds
+        )
+        lines += ["", f"{rounds} round{'s' * (rounds > 1)}{fewer}. Idle, of one core: {burned}. {_made(kept)}", ""]
     return lines
 
 
@@ -101,10 +105,11 @@ def _compared(workload: str, figure: str, values: Mapping[str, Sequence[float]])
     parts: list[str] = []
     bars = {bar.peer: bar for bar in _BARS.get((workload, figure), ())}
     for peer in values:
-        if peer == "splitserve" or "splitserve" not in values or not all(values[peer]):
+        if peer == "splitserve" or "splitserve" not in values:
             continue
-        ratio = ratios(values["splitserve"], values[peer])
-        said = f"{_NAMES[peer]} {ratio}"
+        # a goodput below the lowest rate that was tried: it is taken for that rate
+        ratio = ratios(values["splitserve"], [value or RATES[0] for value in values[peer]])
+        said = f"{_NAMES[peer]} {ratio}" if all(values[peer]) else f"{_NAMES[peer]} at least {ratio}"
         if (bar := bars.get(peer)) is not None:
             said += f", bar {'at most' if bar.at_most else 'at least'} {bar.ratio:g}: {_verdict(bar.met(ratio.median))}"
         parts.append(said)

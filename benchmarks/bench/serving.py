@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         llama.set_up()
     _compile_kernels()
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-    starts: Mapping[str, Start] = {
+    starts: dict[str, Start] = {
         "splitserve": lambda: peers.splitserve(given.model, 8300, given.flags.split()),
         "vllm": lambda: peers.vllm(given.model, 8310, f"{cores[0]}-{cores[-1]}"),
         "llama": lambda: llama.llama(8340, len(cores)),
@@ -70,6 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     found = {name: Found() for name in names}
     asked = {system: Asked(given.model, {}) for system in starts}
     for number in range(given.rounds):
+        if number == given.pair_rounds:
+            starts.pop("pair", None)
         for system, (figures, idle) in _round(number, starts, asked, names).items():
             for name in names:
                 found[name].add(system, figures[name], idle)
@@ -80,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench PART=serving", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument(
+        "--pair-rounds", type=int, help="the first so many have the pair, which may need ten minutes each"
+    )
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(_USUAL))
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--flags", default="", help="more flags for splitserve serve")
@@ -89,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 def _arguments(given: argparse.Namespace, name: str) -> list[str]:
     """What measures one workload again."""
     arguments = [] if given.rounds == _ROUNDS else ["--rounds", str(given.rounds)]
+    if given.pair_rounds is not None:
+        arguments += ["--pair-rounds", str(given.pair_rounds)]
     if set(given.systems) != set(_USUAL):
         arguments += ["--systems", *given.systems]
     if given.flags:

@@ -52,9 +52,14 @@ def test_a_workload_that_only_a_peer_was_asked_has_a_table_all_the_same() -> Non
     assert "| | vLLM | ratio" in text({"serving": served(vllm=[1.0, 1.0, 1.0])})
 
 
-def test_a_peer_that_kept_no_rate_gets_no_ratio() -> None:
-    page = text({"serving": served(splitserve=[1.0, 1.0, 1.0], vllm=[0.0, 0.0, 0.0])})
-    assert "bar at" not in page
+def test_a_peer_that_kept_no_rate_is_taken_for_one_that_kept_the_lowest() -> None:
+    page = text({"serving": served(splitserve=[1.0, 1.0, 1.0], vllm=[0.0, 1.0, 0.0])})
+    assert "vLLM at least 4.00 (1.00 to 4.00), bar at least 1.5: met" in page
+
+
+def test_a_peer_that_was_asked_in_the_first_rounds_only_is_compared_in_these() -> None:
+    page = text({"serving": served(splitserve=[1.0, 1.0, 9.0], pair=[0.1, 0.1])})
+    assert "vLLM's pair 10.0 (10.0 to 10.0), bar at least 4.5: met" in page
 
 
 def test_what_a_script_printed_is_shown_as_printed() -> None:

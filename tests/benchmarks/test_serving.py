@@ -71,6 +71,12 @@ def test_a_system_is_gone_before_the_next_starts_and_the_order_rotates(machine: 
     assert starts(machine.log) == ["splitserve", "vllm", "pair", "vllm", "pair", "splitserve"]
 
 
+def test_the_slow_pair_may_be_asked_in_the_first_rounds_only(machine: Machine) -> None:
+    entries = measure("--rounds", "3", "--pair-rounds", "1", "--workloads", NAME)
+    assert [len(values) for values in entries[NAME]["idle_percent"].values()] == [3, 3, 1]
+    assert "--pair-rounds 1" in entries[NAME]["command"]
+
+
 def test_all_systems_of_a_round_are_given_the_same_seeds_and_each_round_others(machine: Machine) -> None:
     measure("--rounds", "2", "--workloads", NAME)
     assert machine.seeds["splitserve"] == machine.seeds["vllm"] == machine.seeds["pair"]
