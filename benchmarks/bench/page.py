@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.parts import PARTS
 from bench.results import ROOT, Spread, load, ratios
-from bench.workloads import RATES
+from bench.workloads import RATES, workload_of
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 _HEAD = """# Benchmarks
@@ -94,16 +94,13 @@ def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
             said = f"{share}; the bar is {_PREFIX_BAR}: {_verdict(share.median <= _PREFIX_BAR)}."
             lines += ["", f"Repeated to cold, ours: {said}"]
         burned = ", ".join(f"{_NAMES[system]} {Spread.of(idle[system]).median:.0f} %" for system in systems)
-        fewer = "".join(
-            f", {_NAMES[system]} in {len(idle[system])}" for system in systems if len(idle[system]) < rounds
-        )
-        lines += ["", f"{rounds} round{'s' * (rounds > 1)}{fewer}. Idle, of one core: {burned}. {_made(kept)}", ""]
+        lines += ["", f"{rounds} round{'s' * (rounds > 1)}. Idle, of one core: {burned}. {_made(kept)}", ""]
     return lines
 
 
 def _compared(workload: str, figure: str, values: Mapping[str, Sequence[float]]) -> str:
     parts: list[str] = []
-    bars = {bar.peer: bar for bar in _BARS.get((workload, figure), ())}
+    bars = {bar.peer: bar for bar in _BARS.get((workload_of(workload), figure), ())}
     for peer in values:
         if peer == "splitserve" or "splitserve" not in values:
             continue

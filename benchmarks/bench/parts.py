@@ -28,8 +28,8 @@ PARTS: Mapping[str, Part] = {
         "AVX512_BF16. llama.cpp is beside them where one stream is asked for: its own server, bfloat16, all cores, one request at "
         "a time. 256/64 is prompt/answer in tokens, c requests at a time; a run has 52 of them at c=16, 64 at c=8. "
         "Goodput is the highest rate of Poisson arrivals, of a ladder of "
-        "steps of about 1.4, at which 90 % of the requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms; a rate is tried with 20 to "
-        "30 requests, more where those came within ten seconds.",
+        "steps of about 1.4 from 0.25 on, at which 90 % of the requests keep a TTFT of 1 s (2 s for 1024/64) and a TPOT of 40 ms; who keeps "
+        "none (0.00) is compared as if it kept the lowest. A rate is tried with 20 to 30 requests, more where those came within ten seconds.",
         script=False,
         model="--model",
     ),

@@ -39,8 +39,8 @@ class Spread:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Of ours to theirs, round by round: what disturbed a round disturbed both. Who was asked in fewer was in the first ones."""
-    return Spread.of([one / other for one, other in zip(ours, theirs, strict=False) if other])
+    """Of ours to theirs, round by round: what disturbed a round disturbed both."""
+    return Spread.of([one / other for one, other in zip(ours, theirs, strict=True) if other])
 
 
 def write(part: str, kept: Mapping[str, Any]) -> None:

@@ -22,14 +22,16 @@ from bench.load import Load
 from bench.peers import Served
 from bench.processes import busy_percent
 from bench.results import About
-from bench.workloads import WORKLOADS, Asked, seed_of
+from bench.workloads import WORKLOADS, Asked, seed_of, title
 from splitserve.config import ModelSettings
 from splitserve.engine.native import library
 from splitserve.errors import DependencyMissing
 from splitserve.model.resolve import cache_folder
 
 SYSTEMS = ("splitserve", "vllm", "pair", "llama")
-_USUAL = SYSTEMS[:3]  # llama.cpp is for one stream, and a quarter of an hour to build
+_USUAL = SYSTEMS[
+    :2
+]  # the pair may need ten minutes a run; llama.cpp is for one stream, and a quarter of an hour to build
 _WARM_UP = Load(1024, 16, 4, 4)
 _IDLE_S = 3.0
 _ROUNDS = 5
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         llama.set_up()
     _compile_kernels()
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-    starts: dict[str, Start] = {
+    starts: Mapping[str, Start] = {
         "splitserve": lambda: peers.splitserve(given.model, 8300, given.flags.split()),
         "vllm": lambda: peers.vllm(given.model, 8310, f"{cores[0]}-{cores[-1]}"),
         "llama": lambda: llama.llama(8340, len(cores)),
@@ -66,25 +68,21 @@ def main(arguments: Sequence[str]) -> None:
     }
     starts = {system: starts[system] for system in SYSTEMS if system in given.systems}
     names = [name for name in WORKLOADS if name in given.workloads]
+    kept_as = {name: title(name, pair="pair" in starts) for name in names}
     abouts = {name: About.now(results.command("serving", _arguments(given, name))) for name in names}
     found = {name: Found() for name in names}
     asked = {system: Asked(given.model, {}) for system in starts}
     for number in range(given.rounds):
-        if number == given.pair_rounds:
-            starts.pop("pair", None)
         for system, (figures, idle) in _round(number, starts, asked, names).items():
             for name in names:
                 found[name].add(system, figures[name], idle)
-        keep({name: entry(abouts[name], number + 1, found[name]) for name in names})
+        keep({kept_as[name]: entry(abouts[name], number + 1, found[name]) for name in names})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench PART=serving", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument(
-        "--pair-rounds", type=int, help="the first so many have the pair, which may need ten minutes each"
-    )
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(_USUAL))
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--flags", default="", help="more flags for splitserve serve")
@@ -94,8 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 def _arguments(given: argparse.Namespace, name: str) -> list[str]:
     """What measures one workload again."""
     arguments = [] if given.rounds == _ROUNDS else ["--rounds", str(given.rounds)]
-    if given.pair_rounds is not None:
-        arguments += ["--pair-rounds", str(given.pair_rounds)]
     if set(given.systems) != set(_USUAL):
         arguments += ["--systems", *given.systems]
     if given.flags:
@@ -141,6 +137,7 @@ def entry(about: About, rounds: int, found: Found) -> dict[str, Any]:
 
 
 def keep(entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Beside what was kept of other workloads, in their order; an earlier run of the same ones gives way."""
+    """Beside what was kept under other titles, in the workloads' order; an earlier run of the same ones gives way."""
     kept = (results.load("serving") or {"workloads": {}})["workloads"] | entries
-    results.write("serving", {"workloads": {name: kept[name] for name in WORKLOADS if name in kept}})
+    titles = [title(name, pair=pair) for name in WORKLOADS for pair in (False, True)]
+    results.write("serving", {"workloads": {name: kept[name] for name in titles if name in kept}})

@@ -51,6 +51,18 @@ WORKLOADS: Mapping[str, Workload] = {
     "1024/64 goodput": Workload(Load(1024, 64, 20, goodput=(2000, 40)), {}, search=True),
 }
 
+_WITH_PAIR = ", beside its pair too"
+
+
+def title(name: str, *, pair: bool) -> str:
+    """What a workload's results are kept under. With the pair they are kept apart: it is too slow for as many rounds."""
+    return name + _WITH_PAIR if pair else name
+
+
+def workload_of(title: str) -> str:
+    """The name in `WORKLOADS`."""
+    return title.removesuffix(_WITH_PAIR)
+
 
 def seed_of(*what: object) -> int:
     """A seed made of names and numbers: the same for the same ones, in every process."""

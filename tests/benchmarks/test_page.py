@@ -11,6 +11,7 @@ from bench import page as pages
 from bench import results
 from bench.page import text
 from bench.results import Spread, ratios
+from bench.workloads import title
 
 
 def about() -> dict[str, Any]:
@@ -57,9 +58,13 @@ def test_a_peer_that_kept_no_rate_is_taken_for_one_that_kept_the_lowest() -> Non
     assert "vLLM at least 4.00 (1.00 to 4.00), bar at least 1.5: met" in page
 
 
-def test_a_peer_that_was_asked_in_the_first_rounds_only_is_compared_in_these() -> None:
-    page = text({"serving": served(splitserve=[1.0, 1.0, 9.0], pair=[0.1, 0.1])})
-    assert "vLLM's pair 10.0 (10.0 to 10.0), bar at least 4.5: met" in page
+def test_results_with_the_pair_have_a_table_of_their_own_and_the_same_bars() -> None:
+    alone = served(splitserve=[3.0], vllm=[1.0])["workloads"]
+    both = {title(name, pair=True): entry for name, entry in served(splitserve=[3.0], pair=[0.5])["workloads"].items()}
+    page = text({"serving": {"workloads": alone | both}})
+    assert "### 256/64 c=16\n" in page
+    assert "### 256/64 c=16, beside its pair too\n" in page
+    assert "vLLM's pair 6.00 (6.00 to 6.00), bar at least 4.5: met" in page
 
 
 def test_what_a_script_printed_is_shown_as_printed() -> None:

@@ -12,8 +12,10 @@ import pytest
 from bench import load, peers, results, serving
 from bench.load import Load
 from bench.peers import Served
+from bench.workloads import title
 
 NAME = "256/64 c=1"
+THREE = ("splitserve", "vllm", "pair")
 
 
 class Machine:
@@ -65,20 +67,14 @@ def starts(log: Sequence[str]) -> list[str]:
 
 
 def test_a_system_is_gone_before_the_next_starts_and_the_order_rotates(machine: Machine) -> None:
-    measure("--rounds", "2", "--workloads", NAME)
+    measure("--rounds", "2", "--systems", *THREE, "--workloads", NAME)
     for start, end in zip(machine.log[::2], machine.log[1::2], strict=True):
         assert start.removeprefix("start ") == end.removeprefix("end ")
     assert starts(machine.log) == ["splitserve", "vllm", "pair", "vllm", "pair", "splitserve"]
 
 
-def test_the_slow_pair_may_be_asked_in_the_first_rounds_only(machine: Machine) -> None:
-    entries = measure("--rounds", "3", "--pair-rounds", "1", "--workloads", NAME)
-    assert [len(values) for values in entries[NAME]["idle_percent"].values()] == [3, 3, 1]
-    assert "--pair-rounds 1" in entries[NAME]["command"]
-
-
 def test_all_systems_of_a_round_are_given_the_same_seeds_and_each_round_others(machine: Machine) -> None:
-    measure("--rounds", "2", "--workloads", NAME)
+    measure("--rounds", "2", "--systems", *THREE, "--workloads", NAME)
     assert machine.seeds["splitserve"] == machine.seeds["vllm"] == machine.seeds["pair"]
     assert len(set(machine.seeds["vllm"])) == 4, "the warm-up and the workload, twice"
 
@@ -86,8 +82,8 @@ def test_all_systems_of_a_round_are_given_the_same_seeds_and_each_round_others(m
 def test_a_run_cut_short_leaves_the_rounds_it_had(machine: Machine) -> None:
     machine.fail_at = "pair"  # in the second round, when vLLM was asked already
     with pytest.raises(RuntimeError, match="it failed"):
-        measure("--rounds", "3", "--workloads", NAME)
-    entry = kept()[NAME]
+        measure("--rounds", "3", "--systems", *THREE, "--workloads", NAME)
+    entry = kept()[title(NAME, pair=True)]
     assert entry["rounds"] == 1
     assert entry["figures"]["TTFT, ms"] == {"splitserve": [10.0], "vllm": [20.0], "pair": [20.0]}
     assert entry["idle_percent"] == {"splitserve": [70.0], "vllm": [70.0], "pair": [70.0]}
@@ -100,6 +96,12 @@ def test_a_run_with_other_workloads_leaves_those_of_before(machine: Machine) -> 
     assert list(entries) == ["256/64 c=16", NAME]
     assert entries["256/64 c=16"] == {"rounds": 5}
     assert entries[NAME]["rounds"] == 1
+
+
+def test_a_run_with_the_slow_pair_leaves_those_without_it(machine: Machine) -> None:
+    measure("--rounds", "2", "--workloads", NAME)
+    entries = measure("--rounds", "1", "--systems", *THREE, "--workloads", NAME)
+    assert {name: entry["rounds"] for name, entry in entries.items()} == {NAME: 2, title(NAME, pair=True): 1}
 
 
 def test_a_workload_says_the_command_that_measures_it_alone(machine: Machine) -> None:

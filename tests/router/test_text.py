@@ -158,6 +158,37 @@ def test_ids_whose_texts_concatenate_give_the_same_pieces_without_context(pushes
     assert quick.flush() == plain.flush()
 
 
+class Concatenating(Bytes):
+    concatenates = True
+
+
+@given(
+    st.lists(st.integers(0, 257)),
+    st.sampled_from([(), ("ab",), ("\ufffd",)]),
+    st.sampled_from([frozenset[int](), frozenset({98})]),
+    st.booleans(),
+)
+def test_a_word_by_itself_is_what_pushing_it_would_have_given(
+    ids: list[int], stops: tuple[str, ...], stop_ids: frozenset[int], skip: bool
+):
+    rules = TextRules(stops=stops, stop_ids=stop_ids, skip_special_tokens=skip)
+    quick, plain = AnswerText(Concatenating(), rules), AnswerText(Bytes(), rules)
+    for id in ids:
+        word = quick.word(id)
+        assert (quick.push([id]) if word is None else word) == plain.push([id])
+        assert (quick.tokens, quick.length, quick.stopped) == (plain.tokens, plain.length, plain.stopped)
+    assert quick.finish() == plain.finish()
+
+
+def test_a_word_by_itself_is_known_unless_it_is_mute_or_something_is_held():
+    text = AnswerText(Concatenating(), TextRules(stop_ids=frozenset({98})))
+    assert [text.word(id) for id in (96, 97, 98)] == ["`", None, None]
+    text.push([0xC3])
+    assert text.word(96) is None
+    assert AnswerText(Concatenating(), TextRules(stops=("x",))).word(96) is None
+    assert AnswerText(Bytes(), TextRules()).word(96) is None
+
+
 @pytest.mark.model
 def test_a_byte_level_tokenizer_needs_no_context(smollm2_folder: Path):
     tokenizer = Tokenizer.load(smollm2_folder)
