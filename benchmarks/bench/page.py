@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.parts import PARTS
 from bench.results import ROOT, Spread, load, ratios
-from bench.workloads import RATES, workload_of
+from bench.workloads import RATES, WORKLOADS, workload_of
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 _HEAD = """# Benchmarks
@@ -100,13 +100,14 @@ def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _compared(workload: str, figure: str, values: Mapping[str, Sequence[float]]) -> str:
     parts: list[str] = []
-    bars = {bar.peer: bar for bar in _BARS.get((workload_of(workload), figure), ())}
-    for peer in values:
-        if peer == "splitserve" or "splitserve" not in values:
+    name = workload_of(workload)
+    bars = {bar.peer: bar for bar in _BARS.get((name, figure), ())}
+    for peer, theirs in values.items():
+        if peer == "splitserve" or "splitserve" not in values or not (all(theirs) or WORKLOADS[name].search):
             continue
-        # a goodput below the lowest rate that was tried: it is taken for that rate
-        ratio = ratios(values["splitserve"], [value or RATES[0] for value in values[peer]])
-        said = f"{_NAMES[peer]} {ratio}" if all(values[peer]) else f"{_NAMES[peer]} at least {ratio}"
+        # a goodput below the lowest rate that was tried is taken for that rate
+        ratio = ratios(values["splitserve"], [value or RATES[0] for value in theirs])
+        said = f"{_NAMES[peer]} {'' if all(theirs) else 'at least '}{ratio}"
         if (bar := bars.get(peer)) is not None:
             said += f", bar {'at most' if bar.at_most else 'at least'} {bar.ratio:g}: {_verdict(bar.met(ratio.median))}"
         parts.append(said)

@@ -29,9 +29,8 @@ from splitserve.errors import DependencyMissing
 from splitserve.model.resolve import cache_folder
 
 SYSTEMS = ("splitserve", "vllm", "pair", "llama")
-_USUAL = SYSTEMS[
-    :2
-]  # the pair may need ten minutes a run; llama.cpp is for one stream, and a quarter of an hour to build
+# the pair may need ten minutes a run; llama.cpp is for one stream, and a quarter of an hour to build
+_USUAL = SYSTEMS[:2]
 _WARM_UP = Load(1024, 16, 4, 4)
 _IDLE_S = 3.0
 _ROUNDS = 5

@@ -54,8 +54,14 @@ def test_a_workload_that_only_a_peer_was_asked_has_a_table_all_the_same() -> Non
 
 
 def test_a_peer_that_kept_no_rate_is_taken_for_one_that_kept_the_lowest() -> None:
-    page = text({"serving": served(splitserve=[1.0, 1.0, 1.0], vllm=[0.0, 1.0, 0.0])})
-    assert "vLLM at least 4.00 (1.00 to 4.00), bar at least 1.5: met" in page
+    (entry,) = served(splitserve=[1.0, 1.0, 1.0], vllm=[0.0, 1.0, 0.0])["workloads"].values()
+    page = text({"serving": {"workloads": {"256/64 goodput": entry}}})
+    assert "vLLM at least 4.00 (1.00 to 4.00), bar at least 1.7: met" in page
+
+
+def test_a_peer_that_answered_nothing_where_no_rate_was_sought_gets_no_ratio() -> None:
+    page = text({"serving": served(splitserve=[1.0, 1.0, 1.0], vllm=[0.0, 0.0, 0.0])})
+    assert "bar at" not in page
 
 
 def test_results_with_the_pair_have_a_table_of_their_own_and_the_same_bars() -> None:

@@ -215,11 +215,10 @@ class RouterCore:
         self._fleet.heard(worker, self._out.now)
         if self._desk.inbox.advance(worker, frame.stream_seq, frame=True) and self._desk.rules.resume_gaps:
             self._lives.frames_lost(worker)
-        owner_of, act, take = self._desk.inbox.owner, self._lives.act, Lifecycle.row
         for row in frame.rows():
-            owner = owner_of(row.slot)
+            owner = self._desk.inbox.owner(row.slot)
             if owner is not None:
-                act(owner.rid, take, owner.choice, row)
+                self._lives.act(owner.rid, Lifecycle.row, owner.choice, row)
 
     def _kv_ready(self, message: KvReady) -> None:
         handle = message.handle

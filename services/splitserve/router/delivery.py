@@ -20,7 +20,7 @@ class Delivery:
         self._request = request
         self._endings = endings
         self._desk = desk
-        self._clocked = True  # the second token of the first answer is not here yet
+        self._clocked = True  # the request's stages are to be told of tokens
 
     def take(self, choice: int, row: TokenRow) -> None:
         """Append what is new of a row, deliver it, and end with the last answer."""
@@ -45,8 +45,7 @@ class Delivery:
     def _tell(self, event: Tokens | Finished) -> None:
         r = self._request
         if self._clocked:
-            r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
-            self._clocked = r.stages.counts_tokens
+            self._clocked = r.stages.tokens(self._desk.now, len(r.transcript.outputs[0]))
         r.deliver(event)
 
     def stop(self, choice: int) -> None:

@@ -26,7 +26,6 @@ class Stages:
         self._first_token: float | None = None
         self._second_token: float | None = None
         self._parts: dict[str, float] = {}
-        self.counts_tokens = True  # the second token of the first answer is not here yet
 
     def tokenised(self, seconds: float) -> None:
         """Spent before this stopwatch began; `ttft` and `e2e` contain it."""
@@ -65,13 +64,13 @@ class Stages:
         self._parts.setdefault("decode_queue", queue_s)
         self._parts.setdefault("first_step", first_step_s)
 
-    def tokens(self, now: float, length: int) -> None:
-        """The first answer has `length` tokens now."""
+    def tokens(self, now: float, length: int) -> bool:
+        """The first answer has `length` tokens now. False: its second is here, and no later one is asked for."""
         if length >= 1 and self._first_token is None:
             self._first_token = now
         elif length >= 2 and self._second_token is None:
             self._second_token = now
-            self.counts_tokens = False
+        return self._second_token is None
 
     def seconds(self, now: float) -> dict[str, float]:
         """Every stage known so far, and the sums `ttft`, `first_gap`, `e2e`."""

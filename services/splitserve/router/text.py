@@ -38,7 +38,7 @@ class Detokenizer:
         alone: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self._decode = decode
-        self._alone = alone if concatenates else MappingProxyType[int, str]({})
+        self._alone = alone if concatenates else {}
         self._concatenates = concatenates
         self._window = [] if concatenates else list(prompt_ids[-_CONTEXT:])
         self._shown = 0  # ids of the window whose text was given out

@@ -116,7 +116,9 @@ async def test_a_reader_who_lags_gets_a_word_once_and_no_more_is_taken_before() 
     await client.tell(Tokens(0, 0, (65,)))
     client.full = True
     assert not client.writing.take([(0, Tokens(0, 1, (66,)), 1.0)])
-    assert client.writing.unwritten.count(b'"text":"B"') == 1
+    await client.events.write(client.writing.unwritten)
+    await client.events.end()
+    assert b"".join(client.parts).count(b'"text":"B"') == 1
 
 
 async def test_log_probabilities_and_several_answers_go_the_long_way() -> None:
