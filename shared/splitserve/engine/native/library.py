@@ -24,6 +24,7 @@ _SOURCES = (
     "layer.h",
     "attention.h",
     "decode.h",
+    "ahead.h",
     "paged.h",
     "gemm.h",
     "lanes.h",
