@@ -134,17 +134,18 @@ inline void ask_ahead(const bf16* p) {
 // the same order either way: an answer does not depend on the rows beside it.
 template <int R>
 inline void lanes_block(const bf16* a, const bf16* b, int64_t steps, bool ahead, float* c) {
-  __m512 sum[R][2];
-  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  __m512 sums[2][R];
+  unrolled<R>([&](auto r) { sums[0][r] = sums[1][r] = _mm512_setzero_ps(); });
   for (int64_t step = 0; step < steps; step++, a += kTile, b += 2 * kTile)
     if constexpr (R <= 2) {
-      for (int half = 0; half < 2; half++)
+      unrolled<2>([&](auto half) {
         for (int64_t pair = 0; pair < 16; pair++) {
           const bf16* at = b + half * kTile + pair * 32;
           if (ahead && pair % 2 == 0) ask_ahead<kFewAhead>(at);
-          for (int r = 0; r < R; r++)
-            sum[r][half] = _mm512_dpbf16_ps(sum[r][half], pair_at(a + r * 32 + pair * 2), lanes_at(at));
+          const __m512bh lanes = lanes_at(at);
+          unrolled<R>([&](auto r) { sums[half][r] = _mm512_dpbf16_ps(sums[half][r], pair_at(a + r * 32 + pair * 2), lanes); });
         }
+      });
     } else {
       for (int64_t pair = 0; pair < 16; pair++) {
         const bf16* at = b + pair * 32;
@@ -153,17 +154,17 @@ inline void lanes_block(const bf16* a, const bf16* b, int64_t steps, bool ahead,
           ask_ahead<kLanesAhead>(at + kTile);
         }
         const __m512bh low = lanes_at(at), high = lanes_at(at + kTile);
-        for (int r = 0; r < R; r++) {
+        unrolled<R>([&](auto r) {
           const __m512bh both = pair_at(a + r * 32 + pair * 2);
-          sum[r][0] = _mm512_dpbf16_ps(sum[r][0], both, low);
-          sum[r][1] = _mm512_dpbf16_ps(sum[r][1], both, high);
-        }
+          sums[0][r] = _mm512_dpbf16_ps(sums[0][r], both, low);
+          sums[1][r] = _mm512_dpbf16_ps(sums[1][r], both, high);
+        });
       }
     }
-  for (int r = 0; r < R; r++) {
-    _mm512_storeu_ps(c + r * kPanel, sum[r][0]);
-    _mm512_storeu_ps(c + r * kPanel + 16, sum[r][1]);
-  }
+  unrolled<R>([&](auto r) {
+    _mm512_storeu_ps(c + r * kPanel, sums[0][r]);
+    _mm512_storeu_ps(c + r * kPanel + 16, sums[1][r]);
+  });
 }
 
 // A stream from memory is read for six rows where there are three to five, for eight where there are seven, and what the others
