@@ -1,4 +1,7 @@
-"""docs/benchmarks.md, from what was measured. Nothing in it is written by hand but the words about it."""
+"""docs/benchmarks.md, from what was measured. Nothing in it is written by hand but the words about it.
+
+What was measured here takes the place of what stood there; what was not stays as it came, with its own machine and commit.
+"""
 
 from __future__ import annotations
 
@@ -49,19 +52,40 @@ _PREFIX_BAR = 0.15  # of our own cold TTFT
 def write() -> None:
     """The page, with every part that was ever measured here. Where none was, the page stays as it came."""
     if measured := {name: kept for name in PARTS if (kept := load(name)) is not None}:
-        PAGE.write_text(text(measured))
+        PAGE.write_text(text(measured, PAGE.read_text() if PAGE.exists() else ""))
 
 
-def text(kept: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of `kept`: part -> what `results.write` kept."""
+def text(kept: Mapping[str, Mapping[str, Any]], before: str = "") -> str:
+    """The page of `kept`: part -> what `results.write` kept; the parts and workloads that it lacks as they are in `before`."""
+    had = _sections("## ", before)
     lines = [_HEAD]
-    for name, result in kept.items():
-        lines += [f"## {PARTS[name].title}", "", PARTS[name].about, ""]
+    for name, part in PARTS.items():
+        result, stood = kept.get(name), had.get(part.title)
+        if result is None:
+            lines += [] if stood is None else [f"## {part.title}", *stood]
+            continue
+        lines += [f"## {part.title}", "", part.about, ""]
         if "workloads" in result:
-            lines += serving(result["workloads"])
+            tables = _sections("### ", "\n".join(stood or ())) | serving(result["workloads"])
+            for workload, table in tables.items():
+                lines += [f"### {workload}", *table]
         else:
             lines += [_made(result), "", "```", result["printed"].rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(mark: str, page: str) -> dict[str, list[str]]:
+    """The lines under each heading that begins with `mark`, ended by an empty one."""
+    sections: dict[str, list[str]] = {}
+    fenced = False
+    lines: list[str] = []
+    for line in page.splitlines():
+        fenced ^= line == "```"
+        if line.startswith(mark) and not fenced:
+            lines = sections[line.removeprefix(mark)] = []
+        else:
+            lines.append(line)
+    return {title: [*"\n".join(lines).rstrip().split("\n"), ""] for title, lines in sections.items()}
 
 
 def _made(result: Mapping[str, Any]) -> str:
@@ -73,15 +97,14 @@ def _made(result: Mapping[str, Any]) -> str:
     )
 
 
-def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Each workload's table, what is said of the bars, and how it was made."""
-    lines: list[str] = []
+def serving(workloads: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Under each workload's name its table, what is said of the bars, and how it was made."""
+    sections: dict[str, list[str]] = {}
     for workload, kept in workloads.items():
         table, idle, rounds = kept["figures"], kept["idle_percent"], kept["rounds"]
         systems = [system for system in _NAMES if system in idle]
         names = " | ".join(_NAMES[system] for system in systems)
-        lines += [
-            f"### {workload}",
+        lines = [
             "",
             f"| | {names} | ratio to each, and its bar |",
             "|" + "---|" * (len(systems) + 2),
@@ -95,7 +118,8 @@ def serving(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
             lines += ["", f"Repeated to cold, ours: {said}"]
         burned = ", ".join(f"{_NAMES[system]} {Spread.of(idle[system]).median:.0f} %" for system in systems)
         lines += ["", f"{rounds} round{'s' * (rounds > 1)}. Idle, of one core: {burned}. {_made(kept)}", ""]
-    return lines
+        sections[workload] = lines
+    return sections
 
 
 def _compared(workload: str, figure: str, values: Mapping[str, Sequence[float]]) -> str:

@@ -87,3 +87,26 @@ def test_where_nothing_was_measured_the_page_stays_as_it_came(monkeypatch: pytes
     results.write("fleet_page", {**about(), "printed": "a  b"})
     pages.write()
     assert "a  b" in page.read_text()
+
+
+def test_what_was_not_measured_here_stays_as_it_came_and_what_was_takes_its_place() -> None:
+    one = served(splitserve=[1.0], vllm=[1.0])["workloads"]["256/64 c=16"]
+    before = text(
+        {
+            "serving": {"workloads": {"256/64 c=16": one, "1024/64 c=8": one}},
+            "router": {**about(), "printed": "## not a heading\nold router"},
+            "fleet_page": {**about(), "printed": "old fleet"},
+        }
+    )
+    after = text(
+        {"serving": served(splitserve=[9.0], vllm=[1.0]), "fleet_page": {**about(), "printed": "new fleet"}}, before
+    )
+    assert "new fleet" in after
+    assert "old fleet" not in after
+    assert "```\n## not a heading\nold router\n```" in after
+    changed, kept = after.split("### 1024/64 c=8")
+    old = "| 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |"
+    assert "| 9.00 (9.00 to 9.00) | 1.00 (1.00 to 1.00) |" in changed
+    assert old not in changed
+    assert old in kept
+    assert text({}, after) == after
