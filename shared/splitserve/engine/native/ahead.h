@@ -50,24 +50,33 @@ struct KeyTile {
 // tile's work allowed 14 GB/s, at one pace 20; nothing is dropped below 19).
 class Ahead {
  public:
-  Ahead(const Step& s, int64_t index, int64_t end)
-      : s_(s), end_(end), index_(index), span_(s, index, end), tile_(s, span_, span_.begin) {
+  Ahead(const Step& s, int64_t index, int64_t end) : s_(s), end_(end), span_(s, index, end), tile_(s, span_, span_.begin) {
     const int64_t lines = (s.k.dim + s.v.dim) / 2;  // of sixteen tokens of a KV head
-    per_head_ = lines * kScoring / s.group;
-    per_token_ = lines * (kLine - kScoring) / (kLanes * ((s.group + 3) / 4) * (s.v.dim / 32));
-    enter(true);
+    per_score_ = lines * kScoring / s.group;
+    per_weight_ = lines * (kLine - kScoring) / (kLanes * s.group * (s.v.dim / 32));
+  }
+  // Before the scores of each tile, in their order: its K is read now, so asking goes on from its V at least. A block that is read
+  // in part is asked for whole, which leaves the asking behind the work.
+  void reading(const Span& span, const KeyTile& tile) {
+    if (asked_ < read_ || (asked_ == read_ && !in_v_)) {
+      asked_ = read_;
+      span_ = span;
+      tile_ = tile;
+      enter(true);
+    }
+    read_++;
   }
   // Query heads that are asked for together.
-  int64_t heads() const { return std::max<int64_t>(1, kAtOnce * kLine / per_head_); }
+  int64_t heads() const { return std::max<int64_t>(1, kAtOnce * kLine / per_score_); }
   // Before this many query heads meet sixteen keys.
-  void scores(int64_t heads) { ask(per_head_ * heads); }
-  // Before this many runs of 32 elements of V, one of a token, meet the weights of a call of `by_heads`.
-  void weighs(int64_t tokens) { ask(per_token_ * tokens); }
+  void scores(int64_t heads) { ask(per_score_ * heads); }
+  // Before this many runs of 32 elements of V, one of a token, meet this many weights each.
+  void weighs(int64_t runs, int64_t heads) { ask(per_weight_ * runs * heads); }
 
  private:
-  static constexpr int64_t kLine = 1024;    // what is owed is counted in parts of a line
-  static constexpr int64_t kScoring = 704;  // of kLine: scores' part of a tile's time (heads of 64 to 256 dims, groups of 3 to 8)
-  static constexpr int64_t kAtOnce = 40;    // lines
+  static constexpr int64_t kLine = 1 << 16;             // what is owed is counted in parts of a line
+  static constexpr int64_t kScoring = kLine * 11 / 16;  // scores' part of a tile's time (heads of 64 to 256 dims, groups of 3 to 8)
+  static constexpr int64_t kAtOnce = 40;                // lines
 
   void ask(int64_t parts) {
     owed_ += parts;
@@ -91,10 +100,12 @@ class Ahead {
       enter_tile();
   }
   void enter_tile() {
+    asked_++;
+    const int64_t after = span_.row * s_.kv_heads + span_.head + span_.heads;
     if (tile_.to <= span_.position) {
       tile_ = KeyTile(s_, span_, tile_.to);
-    } else if ((index_ += span_.heads) < end_) {
-      span_ = Span(s_, index_, end_);
+    } else if (after < end_) {
+      span_ = Span(s_, after, end_);
       tile_ = KeyTile(s_, span_, span_.begin);
     } else {
       next_ = nullptr;
@@ -114,12 +125,13 @@ class Ahead {
   }
   const Step& s_;
   const int64_t end_;
-  int64_t index_, block_;
-  Span span_;
+  int64_t read_ = 0, asked_ = -1;  // the next tile to read, and the one that is asked for
+  Span span_;                      // of the latter
   KeyTile tile_;
-  bool in_v_;
-  int64_t per_head_, per_token_, owed_ = 0;  // in parts of a line
-  const char *next_, *stop_;                 // of a run of K or V; null: all were asked for
+  bool in_v_ = false;
+  int64_t block_ = 0;
+  int64_t per_score_, per_weight_, owed_ = 0;     // in parts of a line
+  const char *next_ = nullptr, *stop_ = nullptr;  // of a run of K or V; null: all were asked for
 };
 
 }  // namespace splitserve

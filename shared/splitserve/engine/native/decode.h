@@ -74,7 +74,7 @@ void weigh(const Step& s, const Span& span, const KeyTile& tile, int64_t head, c
   for (int64_t t = tile.from; t < tile.to;) {
     const int64_t block = t / s.block_tokens, stop = std::min(tile.to, (block + 1) * s.block_tokens);
     const bf16* row = s.v.at(span.blocks[block], head) + t % s.block_tokens * s.v.dim + column;
-    ahead.weighs((stop - t) * U);
+    ahead.weighs((stop - t) * U, G);
     for (; t < stop; t += 2, row += 2 * s.v.dim) {
       const bool both = t + 1 < stop;  // past the query a block may hold anything
       for (int u = 0; u < U; u++) {
@@ -140,6 +140,7 @@ void by_heads(int64_t group, const Run& run) {
 inline void score_tile(const Step& s, const Span& span, const KeyTile& tile, Rows& rows, Ahead& ahead) {
   const bf16* query = s.query + s.query_start[span.row] * s.query_token + span.head * s.group * s.query_head;
   const int64_t together = ahead.heads();
+  ahead.reading(span, tile);
   for (int64_t t = tile.from; t < tile.to; t += kLanes)
     for (int64_t h = 0; h < span.heads; h++) {
       const bf16* k = s.k.at(span.blocks[t / s.block_tokens], span.head + h) + t % s.block_tokens * s.k.dim;
