@@ -26,7 +26,7 @@ from splitserve.kv.cuda import IPC_HANDLE_BYTES
 from splitserve.kv.device import DeviceMemory
 from splitserve.kv.host import available_memory
 from splitserve.kv.memory import HostMemory, PoolMemory
-from splitserve.kv.pages import populate_for_reads, private_pages, shared_pages
+from splitserve.kv.pages import Pages, pages_to_read, populate_for_reads, private_pages, shared_pages
 
 PAGE = mmap.PAGESIZE
 _MAGIC = b"SSKVPOOL"
@@ -98,15 +98,13 @@ class Segment:
     `memory` moves block bytes, wherever they are.
     """
 
-    def __init__(
-        self, fd: int, header: Header, file: mmap.mmap, layout_digest: str, device: DeviceMemory | None
-    ) -> None:
+    def __init__(self, fd: int, header: Header, pages: Pages, layout_digest: str, device: DeviceMemory | None) -> None:
         self.fd = fd
         self._closed = False
         self.header = header
         self.layout_digest = layout_digest
         self.device = device
-        self.generations, self.checksums, self.pool = _parts(memoryview(file), header)
+        self.generations, self.checksums, self.pool = _parts(pages.view, header)
         self.memory: PoolMemory = device or HostMemory(self.pool, header.block_bytes)
 
     @classmethod
@@ -144,8 +142,8 @@ class Segment:
             if shared:
                 fd = _nameless_file()
                 os.ftruncate(fd, header.size)
-            file = shared_pages(fd, header.size) if shared else private_pages(header.size)
-            file[: _HEADER.size] = header.pack()
+            pages = shared_pages(fd, header.size) if shared else private_pages(header.size)
+            pages.view[: _HEADER.size] = header.pack()
             if shared:
                 _seal(fd)
         except OSError as error:
@@ -154,7 +152,7 @@ class Segment:
             if error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFAULT):  # the last: populating found no page
                 raise _no_room(header.size, f"the system refused them ({error.strerror})") from error
             raise
-        return cls(fd, header, file, layout_digest, device)
+        return cls(fd, header, pages, layout_digest, device)
 
     @property
     def blocks(self) -> int:
@@ -183,11 +181,10 @@ class Segment:
 class SegmentView:
     """A reader's side, read-only. It stays readable when the owner is dead."""
 
-    def __init__(self, header: Header, memory: mmap.mmap) -> None:
+    def __init__(self, header: Header, pages: Pages) -> None:
         self.header = header
-        self._memory = memory
-        self._whole = memoryview(memory)
-        self.generations, self.checksums, self.pool = _parts(self._whole, header)
+        self._pages = pages
+        self.generations, self.checksums, self.pool = _parts(pages.view, header)
 
     @classmethod
     def attach(cls, fd: int, layout_digest: str, incarnation: int) -> SegmentView:
@@ -196,20 +193,20 @@ class SegmentView:
         try:
             header = Header.read(os.pread(fd, _HEADER.size, 0))
             _check(header, os.fstat(fd).st_size, layout_digest, incarnation)
-            return cls(header, mmap.mmap(fd, header.size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+            return cls(header, pages_to_read(fd, header.size))
         finally:
             os.close(fd)
 
     def prefault(self) -> None:
         """Map every page now, else the first read pays a fault every 4 KB."""
-        populate_for_reads(self._memory)
+        populate_for_reads(self._pages)
 
     def close(self) -> None:
         """Unmap, or, while somebody still looks at the memory, leave that to the last one who does. Safe to repeat."""
         try:
-            for part in (self.generations, self.checksums, self.pool, self._whole):
+            for part in (self.generations, self.checksums, self.pool):
                 part.release()
-            self._memory.close()
+            self._pages.close()
         except BufferError:
             return
 
