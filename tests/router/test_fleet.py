@@ -182,19 +182,61 @@ def test_own_promises_count_at_once_and_beats_add_only_what_is_not_ours():
     assert watch.d0.load == Load(100, 10, 100)
     watch.beat("d0", queued_tokens=150, promised_blocks=8, running=1)
     assert watch.d0.load == Load(150, 10, 100)
-    watch.d0.drop("a")
+    watch.d0.drop("a", watch.now)
     watch.beat("d0", queued_tokens=50, promised_blocks=4, running=0)
     assert watch.d0.load == Load(50, 4, 0)
+
+
+def test_a_promise_under_the_same_key_takes_the_place_of_the_former():
+    watch = Watch()
+    watch.d0.promise("a", Load(blocks=10, context=100), watch.now)
+    watch.d0.promise("a", Load(tokens=100, blocks=10, context=100), watch.now)
+    assert watch.d0.load == Load(100, 10, 100)
+
+
+def test_what_is_read_of_the_oldest_prompt_is_reckoned_from_its_worker_s_rate():
+    watch = Watch()
+    watch.d0.rate_beside = 100.0
+    for key in "ab":
+        watch.d0.promise(key, Load(tokens=200, blocks=10, context=200), watch.now)
+    assert watch.d0.queued_tokens(watch.now + 0.5) == 350
+    assert watch.d0.queued_tokens(watch.now + 60) == 200  # never the next one's
+    watch.d0.computed("a", watch.now + 1)
+    assert watch.d0.queued_tokens(watch.now + 1) == 200
+    assert watch.d0.queued_tokens(watch.now + 2) == 100
+
+
+def test_reading_begins_again_with_the_next_prompt_when_the_oldest_is_dropped():
+    watch = Watch()
+    watch.d0.rate_beside = 100.0
+    for key in "abc":
+        watch.d0.promise(key, Load(tokens=200, blocks=10, context=200), watch.now)
+    watch.d0.drop("b", watch.now + 1)  # it waited: the oldest is read on
+    assert watch.d0.queued_tokens(watch.now + 1) == 300
+    watch.d0.drop("a", watch.now + 1)
+    assert watch.d0.queued_tokens(watch.now + 1) == 200
+
+
+def test_a_prefill_worker_reads_at_its_own_rate_and_an_idle_decode_worker_as_if_alone():
+    watch = Watch()
+    watch.d0.prefill_rate, watch.d0.rate_beside = 900.0, 300.0
+    assert watch.d0.rate == 900.0
+    watch.work()
+    assert watch.d0.rate == 300.0
+    prefill = Worker(worker_beat("p0", "prefill"), watch.now)
+    prefill.prefill_rate = 700.0
+    prefill.promise("job", Load(tokens=100), watch.now)
+    assert prefill.queued_tokens(watch.now + 0.1) == 30
 
 
 def test_a_computed_prompt_is_no_longer_before_others():
     watch = Watch()
     watch.d0.promise("a", Load(tokens=100, blocks=10, context=100), watch.now)
-    watch.d0.computed("a")
-    watch.d0.computed("a")
+    watch.d0.computed("a", watch.now)
+    watch.d0.computed("a", watch.now)
     assert watch.d0.load == Load(0, 10, 100)
-    watch.d0.drop("a")
-    watch.d0.drop("a")
+    watch.d0.drop("a", watch.now)
+    watch.d0.drop("a", watch.now)
     assert watch.d0.idle
 
 

@@ -56,6 +56,30 @@ def test_a_local_job_is_prefilling_from_its_acceptance_to_its_first_token():
     assert bench.state() is S.DECODING
 
 
+def test_a_burst_is_shared_out_by_what_was_promised_before_anybody_has_answered():
+    bench = Bench(split="auto", decodes=1)
+    for rid in "abcdefghijkl":
+        bench.submit(rid, ids=1000)
+    split = [job.source is not None for _, job in bench.asked(DecodeJob)]
+    assert split[0] is False  # nothing else to do there
+    assert split[1] is True
+    assert split.count(False) > 1  # not all the others to the one worker that seemed free
+
+
+def test_a_prompt_that_decode_must_read_after_all_counts_as_waiting_there():
+    bench = Bench()
+    decode, _ = bench.prefilling()
+    worker = bench.core.fleet.get("d0")
+    assert worker is not None
+    assert worker.own.tokens == 0
+    bench.run(2.1)
+    _, amend = bench.take(Amend)
+    assert amend.source is None
+    assert worker.own.tokens == len(decode.ids)
+    bench.leave()
+    assert worker.own.tokens == 0
+
+
 def test_a_refusal_is_followed_by_the_next_worker_under_the_next_number():
     bench = Bench()
     bench.submit()

@@ -76,6 +76,8 @@ def _seconds(rng: Random, fate: Fate) -> float:
 LOSSY = Network(drop=0.04, double=0.04, delay=0.04)
 BAD = Network(latency=(0.0002, 0.2), drop=0.08, double=0.08, delay=0.08)
 RACY = Network(latency=(0.0002, 0.05), drop=0.05, double=0.05, delay=0.08, late=(0.05, 2.0))
+# A row of tokens is often the first word of its worker.
+UNHEARD = Network(drop=0.6, only=frozenset({"Accepted", "KvReady", "KvLoaded"}))
 SLOW = Cluster(step_s=(0.01, 0.08), copy_s=(0.001, 0.05))
 CRAWL = Cluster(
     chunk_tokens=4, decode_chunk_tokens=4, step_s=(0.05, 0.2), copy_s=(0.01, 0.2), lease_ttl_s=4.0, queue_timeout_s=5.0
@@ -107,7 +109,7 @@ class Profile:
 
 PROFILES: dict[str, Profile] = {
     "calm": Profile((Cluster(),)),
-    "lossy": Profile((Cluster(), SLOW), (LOSSY,)),
+    "lossy": Profile((Cluster(), SLOW), (LOSSY, UNHEARD)),
     "deaths": Profile((Cluster(), SLOW), fates=(Fate.KILL, Fate.KILL, Fate.RAISE, Fate.LEAVE)),
     "freezes": Profile((Cluster(), SLOW), fates=(Fate.FREEZE, Fate.FREEZE, Fate.WEDGE)),
     "outages": Profile((Cluster(), SLOW), fates=(Fate.BUS_RESTART, Fate.PARTITION, Fate.CUT)),

@@ -122,6 +122,6 @@ class Courier:
         if worker is None:
             return
         if load is None:
-            worker.drop((self._sub.rid, key))
+            worker.drop((self._sub.rid, key), self._desk.now)
         else:
             worker.promise((self._sub.rid, key), load, self._desk.now)

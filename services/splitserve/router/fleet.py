@@ -60,6 +60,8 @@ class Worker:
     full_until: float = 0.0
     placed: int = 0  # how many were placed here: spreads ties
     promises: dict[Hashable, Load] = field(default_factory=dict[Hashable, Load])
+    unread: dict[Hashable, int] = field(default_factory=dict[Hashable, int])  # their prompt tokens, the oldest first
+    reading_since: float = 0.0  # the oldest of them
     own: Load = field(default_factory=Load)  # sum of the promises
     foreign: Load = field(default_factory=Load)  # other routers' load, as of the last beat
     seen: SeenPrefixes = field(default_factory=SeenPrefixes)
@@ -84,6 +86,16 @@ class Worker:
         return self.own + self.foreign
 
     @property
+    def rate(self) -> float:
+        """Prompt tokens a second of the next prompt. A decode worker that reads one already may have lent cores no more."""
+        return self.rate_beside if self.beat.role == Role.DECODE and not self.idle else self.prefill_rate
+
+    def queued_tokens(self, now: float) -> int:
+        """Prompt tokens that are probably left: it reads one prompt at a time, in our order, at its rate."""
+        head = next(iter(self.unread.values()), 0)
+        return self.load.tokens - min(head, int(self.rate * (now - self.reading_since)))
+
+    @property
     def idle(self) -> bool:
         return not self.promises and self.foreign == Load()
 
@@ -93,23 +105,32 @@ class Worker:
         return not self.promises or not total or self.load.blocks + blocks <= POOL_SHARE * total
 
     def promise(self, key: Hashable, load: Load, now: float) -> None:
+        """In place of what was promised under this key."""
+        self.drop(key, now)
         if not self.promises:
             self.busy_since = now
         self.promises[key] = load
         self.own += load
         self.placed += 1
+        if load.tokens:
+            if not self.unread:
+                self.reading_since = now
+            self.unread[key] = load.tokens
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: Hashable, now: float) -> None:
+        self.computed(key, now)
         load = self.promises.pop(key, None)
         if load is not None:
             self.own = self.own.less(load)
 
-    def computed(self, key: Hashable) -> None:
+    def computed(self, key: Hashable, now: float) -> None:
         """The prompt of this promise needs no more computing."""
-        load = self.promises.get(key)
-        if load is not None:
-            self.own = self.own.less(Load(tokens=load.tokens))
-            self.promises[key] = replace(load, tokens=0)
+        if key not in self.unread:
+            return
+        if key == next(iter(self.unread)):
+            self.reading_since = now
+        self.own = self.own.less(Load(tokens=self.unread.pop(key)))
+        self.promises[key] = replace(self.promises[key], tokens=0)
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A prefill of `tokens` uncached tokens took `seconds`."""

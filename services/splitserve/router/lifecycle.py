@@ -19,7 +19,7 @@ from splitserve.router.courier import Courier
 from splitserve.router.delivery import Delivery
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.endings import Endings
-from splitserve.router.fleet import Life
+from splitserve.router.fleet import Life, Worker
 from splitserve.router.generation import Submission
 from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, PrefillLeg, prefill_leg
 from splitserve.router.placement import NotPlaced, Split
@@ -65,8 +65,7 @@ class Lifecycle:
             return True
         if r.prefill is None:
             r.pa += 1
-            reader = fleet.get(found[1])
-            r.prefill = prefill_leg(reader, r.pa, r.transcript.snapshot()) if reader else None
+            r.prefill = self._plan_prefill(fleet.get(found[1]))
         r.da += 1
         r.transcript.forget_heard()
         source = r.prefill.source if r.prefill else None
@@ -168,14 +167,19 @@ class Lifecycle:
 
     # --- prefilling ---
 
-    def _ask_prefill(self, leg: PrefillLeg, decode: DecodeLeg) -> None:
+    def _plan_prefill(self, worker: Worker | None) -> PrefillLeg | None:
+        """Promised at once, before it is asked: else all of a burst would find the worker free."""
+        if worker is None:
+            return None
         r = self.request
-        r.prefill_name = leg.life[0]
+        leg = prefill_leg(worker, r.pa, r.transcript.snapshot())
+        self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
+        return leg
+
+    def _ask_prefill(self, leg: PrefillLeg, decode: DecodeLeg) -> None:
+        self.request.prefill_name = leg.life[0]
         self._courier.ask_prefill(leg, decode)
-        r.stages.prefill_asked(self._desk.now)
-        worker = self._desk.fleet.in_life(leg.life)
-        if worker is not None:
-            self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
+        self.request.stages.prefill_asked(self._desk.now)
 
     def prefill_accepted(self, leg: PrefillLeg) -> None:
         if leg.accepted:
@@ -237,15 +241,17 @@ class Lifecycle:
             self.lose_decode(cause, counts=False)  # back to the queue until a prefill worker has room
             return
         r.pa += 1
-        base = r.transcript.snapshot()
-        r.prefill = prefill_leg(reader, r.pa, base) if reader else None
+        r.prefill = self._plan_prefill(reader)
         if self._desk.rules.amend_new_number:
             r.da += 1
         r.transcript.forget_heard()
         r.count("amended_remote" if r.prefill else "amended_local")
-        self._courier.amend(decode, r.da, r.pa, r.prefill.source if r.prefill else None, base)
+        self._courier.amend(decode, r.da, r.pa, r.prefill.source if r.prefill else None, r.transcript.snapshot())
+        worker = self._desk.fleet.in_life(decode.life)
         if r.prefill is not None:
             self._ask_prefill(r.prefill, decode)
+        elif worker is not None:
+            self._courier.promise_decode(decode, self._desk.scout.decode_load(r.wish, r.context, worker, local=True))
 
     # --- transferring ---
 

@@ -43,7 +43,7 @@ class Candidate:
     fingerprint: str
     factors: tuple[tuple[str, str], ...]
     cached_tokens: int  # of this request's context, as far as we remember
-    queued_tokens: int  # prompt tokens before it
+    queued_tokens: int  # prompt tokens before it, not yet read
     context: int  # tokens of context promised there
     idle: bool
     room: bool

@@ -154,7 +154,7 @@ class Request:
         self.cached(message.cached_tokens)
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
-            worker.computed((self.rid, leg.key))
+            worker.computed((self.rid, leg.key), self._desk.now)
             worker.measured(message.handle.kv_tokens - message.cached_tokens, times.prefill_s)
 
     def first_row(self, leg: DecodeLeg, first: FirstRow) -> None:
@@ -167,7 +167,7 @@ class Request:
         self.cached(first.cached_tokens)
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
-            worker.computed((self.rid, leg.slot))
+            worker.computed((self.rid, leg.slot), self._desk.now)
             worker.measured(self.context - first.cached_tokens, times.prefill_s)
 
     def remember_prefix(self, life: Life) -> None:

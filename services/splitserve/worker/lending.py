@@ -20,7 +20,7 @@ from splitserve.errors import ConfigError
 
 ROW_BYTES = 8
 STEP_NS = 5_000_000_000  # a step that takes longer lends its core; a worker killed in one keeps it so long
-CALM_NS = 200_000_000  # without work for so long before the core is lent
+CALM_NS = 50_000_000  # without work for so long before the core is lent: longer than between two prompts under load
 
 Cores = tuple[int, ...]
 Use = Callable[[Cores], None]
