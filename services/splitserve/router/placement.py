@@ -13,7 +13,7 @@ from enum import StrEnum
 
 BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
-SHORT_CHUNKS = 8  # a decode worker reads a prompt of one chunk itself while it and what waits before it are no more
+SHORT_CHUNKS = 10  # a decode worker reads a prompt of one chunk itself while it and what waits before it are no more
 DELAYED = 0.1  # what each sequence that a chunk is read beside adds to its price: the chunk delays a token of each
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 

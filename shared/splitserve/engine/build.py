@@ -26,7 +26,7 @@ Buffer = memoryview | torch.Tensor
 PRIVATE_BLOCKS = 1  # behind a GPU's pool: where the padding of captured steps writes
 
 # Prefill budget of a step in tokens, where nothing else is said
-_CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 48, ("decode", "cuda"): 256}
+_CHUNK_TOKENS = {("prefill", "cpu"): 512, ("prefill", "cuda"): 2048, ("decode", "cpu"): 40, ("decode", "cuda"): 256}
 _LONE_CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}  # of a decode worker while it decodes nothing
 _TOKENS_A_DECODE = 2  # about what a sequence's token costs a CPU, its context and logits counted, in tokens of a prompt
 
