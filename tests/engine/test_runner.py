@@ -149,10 +149,10 @@ def test_the_served_context_is_no_longer_than_the_pool(loaded: LoadedModel) -> N
     [
         ({}, "prefill", "cpu", 512),
         ({}, "prefill", "cuda", 2048),
-        ({}, "decode", "cpu", 48),
+        ({}, "decode", "cpu", 40),
         ({}, "decode", "cuda", 256),
         ({"max_num_batched_tokens": 100}, "prefill", "cpu", 100),
-        ({"max_num_batched_tokens": 100}, "decode", "cpu", 48),
+        ({"max_num_batched_tokens": 100}, "decode", "cpu", 40),
         ({"decode_chunk_tokens": 7}, "decode", "cuda", 7),
     ],
 )

@@ -49,10 +49,10 @@ def test_what_fits_into_one_chunk_is_read_by_decode():
     assert placed(need(65), [slow], [PREFILL]).prefill == "p0"
 
 
-def test_of_many_short_prompts_at_once_decode_reads_eight_chunks_itself():
+def test_of_many_short_prompts_at_once_decode_reads_ten_chunks_itself():
     slow = replace(BUSY, rate=100.0)
-    assert placed(need(64), [replace(slow, queued_tokens=448)], [PREFILL]).prefill is None
-    assert placed(need(64), [replace(slow, queued_tokens=449)], [PREFILL]).prefill == "p0"
+    assert placed(need(64), [replace(slow, queued_tokens=576)], [PREFILL]).prefill is None
+    assert placed(need(64), [replace(slow, queued_tokens=577)], [PREFILL]).prefill == "p0"
 
 
 def test_a_prefill_queue_twice_as_long_makes_local_the_better_way_beside_ten_sequences():
