@@ -22,11 +22,8 @@ import numpy as np
 _READ, _WRITE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _NOT_FOR_CHILDREN = getattr(mmap, "MADV_DONTFORK", None)
-_POPULATE_READ, _POPULATE_WRITE, _COLLAPSE = (
-    22,
-    23,
-    25,
-)  # Linux 5.14, 5.14, 6.1; Python's mmap has no names for them yet
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # Linux 5.14; Python's mmap has no names for these three yet
+_COLLAPSE = 25  # Linux 6.1
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _HUGE_BYTES = 2 << 20  # of x86-64 and of ARM with pages of 4 KiB
 _SLICE_BYTES = 16 << 20  # mapped in well under a millisecond
