@@ -3,10 +3,11 @@
     python benchmarks/kv_transfer.py [--tokens 512 1024 2048 4096] [--dtype-bytes 4] [--repeats 40] [--checksum off|tcp|all]
 
 An owner in a second process exports the KV of a prompt of SmolLM2-135M (30 layers, 3 KV heads, 64 wide, K and V; blocks of
-16 tokens); the reader's pool is private memory, as a decode worker's is. `memcpy` is one numpy copy between two prefaulted buffers; `socket` is the same bytes through a plain loopback
-connection between the two processes, one `sendall` and `recv_into`. `nixl`, where it is installed, is held against memcpy,
-and `nixl tcp`, the same with UCX_TLS=tcp as between hosts without RDMA, against the socket. Medians of alternating repeats
-with their quartiles; prints a table and, with --json, its rows.
+16 tokens); the reader's pool is private memory, as a decode worker's is. `memcpy` is one numpy copy between two prefaulted
+buffers; `socket` is the same bytes through a plain loopback connection between the two processes, one `sendall` and
+`recv_into`. `nixl`, where it is installed, is held against memcpy, and `nixl tcp`, the same with UCX_TLS=tcp as between hosts
+without RDMA, against the socket. Medians of alternating repeats with their quartiles; prints a table and, with --json, its
+rows.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Worker:
 
     @property
     def rate(self) -> float:
-        """Prompt tokens a second of the next prompt. A decode worker that reads one already may have lent cores no more."""
+        """Prompt tokens a second of the next prompt. A decode worker at work may have to give borrowed cores back."""
         return self.rate_beside if self.beat.role == Role.DECODE and not self.idle else self.prefill_rate
 
     def queued_tokens(self, now: float) -> int:

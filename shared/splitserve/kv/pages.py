@@ -107,7 +107,7 @@ def _collapse(pages: Pages) -> None:
 
 
 def _of_file(fd: int, size: int, protection: int) -> Pages:
-    if sys.platform != "linux" or size < _HUGE_BYTES:
+    if sys.platform != "linux":
         whole = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
         return Pages(whole, 0, memoryview(whole))
     pages = _aligned(size, protection, _MAP_NORESERVE)
@@ -120,11 +120,10 @@ def _of_file(fd: int, size: int, protection: int) -> Pages:
 
 
 def _aligned(size: int, protection: int, flags: int) -> Pages:
-    """Private memory, from a huge page's address on where it is as large as one."""
-    spare = _HUGE_BYTES if size >= _HUGE_BYTES else 0
-    whole = mmap.mmap(-1, size + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags, prot=protection)
+    """Private memory from a huge page's address on; what is mapped before and behind it is never touched."""
+    whole = mmap.mmap(-1, size + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags, prot=protection)
     view = memoryview(whole)
-    start = -_address(view) % _HUGE_BYTES if spare else 0
+    start = -_address(view) % _HUGE_BYTES
     return Pages(whole, start, view[start : start + size])
 
 
