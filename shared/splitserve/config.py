@@ -78,7 +78,7 @@ class EngineSettings(Group):
     decode_chunk_tokens: int = Field(
         default=0,
         ge=0,
-        description="prefill budget of a decode worker's step, 2 less for each sequence beside it but a quarter at least; 0: 48 on "
+        description="prefill budget of a decode worker's step, 2 less for each sequence beside it but a quarter at least; 0: 40 on "
         "a CPU, 256 on a GPU, where nothing is decoded 256, 2048",
     )
     gpu_memory_utilization: float = Field(

@@ -15,78 +15,10 @@
 #include "decode.h"
 #include "gemm.h"
 #include "lanes.h"
+#include "packing.h"
 #include "paged.h"
 
 namespace splitserve {
-
-constexpr int64_t kKeys = 128;  // keys of a tile
-
-// A chunk's keys from `begin` (a multiple of 16) on, laid out as weights (gemm.h) in tiles of kKeys: K [keys, dim], V
-// [dim, keys].
-struct Chunk {
-  int64_t row, start, stop;  // positions of its queries
-  int64_t begin, tiles;      // keys
-  bf16 *k, *v;               // [kv_heads][tiles][kKeys * dim]
-};
-
-// Sixteen rows of sixteen dwords become their columns.
-inline void transpose_16(__m512i x[16]) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)  // b[i + j]: in quarter q, column 4 q + j of rows i to i + 3
-    for (int j = 0; j < 2; j++) {
-      b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
-      b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
-    }
-  for (int j = 0; j < 4; j++) {
-    const __m512i even_top = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88);
-    const __m512i odd_top = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
-    const __m512i even_low = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
-    x[j] = _mm512_shuffle_i32x4(even_top, even_low, 0x88);
-    x[j + 4] = _mm512_shuffle_i32x4(odd_top, odd_low, 0x88);
-    x[j + 8] = _mm512_shuffle_i32x4(even_top, even_low, 0xdd);
-    x[j + 12] = _mm512_shuffle_i32x4(odd_top, odd_low, 0xdd);
-  }
-}
-
-// Keys past the chunk's end are zeros: they get no weight, and what is left in a block may be anything.
-inline void pack_keys(const Step& s, const Chunk& c, int64_t head, int64_t tile) {
-  const int64_t dim = s.k.dim;
-  bf16* to = c.k + (head * c.tiles + tile) * kKeys * dim;
-  for (int64_t t = 0; t < kKeys; t += kLanes) {
-    const int64_t at = c.begin + tile * kKeys + t, known = std::clamp<int64_t>(c.stop - at, 0, kLanes);
-    bf16* half = to + t / kPanel * kPanel * dim + t % kPanel / 16 * kTile;
-    const bf16* k = known ? s.k.at(s.blocks(c.row)[at / s.block_tokens], head) + at % s.block_tokens * dim : nullptr;
-    for (int64_t d = 0; d < dim; d += 32) {
-      __m512i rows[kLanes];
-      for (int64_t i = 0; i < kLanes; i++)
-        rows[i] = i < known ? _mm512_loadu_si512(k + i * dim + d) : _mm512_setzero_si512();
-      transpose_16(rows);
-      for (int64_t pair = 0; pair < kLanes; pair++) _mm512_store_si512(half + d / 32 * 2 * kTile + pair * 32, rows[pair]);
-    }
-  }
-}
-
-inline void pack_values(const Step& s, const Chunk& c, int64_t head, int64_t tile) {
-  const int64_t dim = s.v.dim;
-  bf16* to = c.v + (head * c.tiles + tile) * kKeys * dim;
-  for (int64_t t = 0; t < kKeys; t += 2) {
-    const int64_t at = c.begin + tile * kKeys + t;
-    const bool first = at < c.stop, second = at + 1 < c.stop;  // block_tokens is even, so both are in the same run
-    const bf16* v = first ? s.v.at(s.blocks(c.row)[at / s.block_tokens], head) + at % s.block_tokens * dim : nullptr;
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      __m512i even = _mm512_setzero_si512(), odd = even;
-      if (first) even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + d)));
-      if (second) odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + dim + d)));
-      bf16* pair = to + d / kPanel * kPanel * kKeys + (t / 32 * 2 + d % kPanel / 16) * kTile + t % 32 / 2 * 32;
-      _mm512_store_si512(pair, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-    }
-  }
-}
 
 // What a tile of kRowsAtOnce query rows is worked on in.
 struct Scratch {
@@ -114,10 +46,10 @@ struct Seen {
   }
 };
 
-// The highest score of row r that it sees, kHidden where it sees none.
-inline float highest(const Scratch& t, int64_t r, const Seen& seen) {
+// The highest score of row r among the first `keys` that it sees, kHidden where it sees none.
+inline float highest(const Scratch& t, int64_t r, int64_t keys, const Seen& seen) {
   __m512 top = _mm512_set1_ps(kHidden);
-  for (int64_t i = 0; i < kKeys / kLanes; i++) {
+  for (int64_t i = 0; i < keys / kLanes; i++) {
     const float* scores = t.scores[i / 2] + r * kPanel + i % 2 * kLanes;
     top = seen.all ? _mm512_max_ps(top, _mm512_load_ps(scores))
                    : _mm512_mask_max_ps(top, seen.lanes[i], top, _mm512_load_ps(scores));
@@ -136,12 +68,12 @@ inline void shrink_all(Scratch& t, float scale) {
   }
 }
 
-// Weights of row r from its scores, added to its sums.
-inline void soften(Scratch& t, int64_t r, const Seen& seen, float scale) {
-  const Tiles weights{t.weights, kKeys};
+// Weights of row r from its first `keys` scores, added to its sums.
+inline void soften(Scratch& t, int64_t r, int64_t keys, const Seen& seen, float scale) {
+  const Tiles weights{t.weights, keys};
   const __m512 factor = _mm512_set1_ps(scale), minus = _mm512_set1_ps(t.best[r] == kHidden ? 0.0f : t.best[r] * scale);
   __m512 total = _mm512_mul_ps(_mm512_load_ps(t.sum[r]), _mm512_set1_ps(t.shrink[r]));
-  for (int64_t i = 0; i < kKeys / kLanes; i++) {
+  for (int64_t i = 0; i < keys / kLanes; i++) {
     const __m512 score = _mm512_load_ps(t.scores[i / 2] + r * kPanel + i % 2 * kLanes);
     __m512 w = exp2_lanes(_mm512_fmsub_ps(score, factor, minus));
     if (!seen.all) w = _mm512_maskz_mov_ps(seen.lanes[i], w);
@@ -151,11 +83,13 @@ inline void soften(Scratch& t, int64_t r, const Seen& seen, float scale) {
   _mm512_store_ps(t.sum[r], total);
 }
 
-// Query rows [r0, r1) of a chunk and KV head; row r is token r / group, head r % group of its group.
-inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, int64_t r1, bool amx, Scratch& t) {
+// Query rows [r0, r1) of a chunk and KV head, whose keys and values are packed at `packed`; row r is token r / group, head
+// r % group of its group.
+inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t packed, int64_t r0, int64_t r1, bool amx,
+                       Coming& coming, Scratch& t) {
   const int64_t used = r1 - r0, token0 = s.query_start[c.row], dk = s.k.dim, dv = s.v.dim;
-  const Tiles query{t.query, dk}, weights{t.weights, kKeys};
-  const float scale = s.scale * 1.44269504f;
+  const Tiles query{t.query, dk};
+  const float scale = s.scale * kLog2E;
   for (int64_t r = 0; r < used; r++) {
     const int64_t token = token0 + (r0 + r) / s.group, h = head * s.group + (r0 + r) % s.group;
     for (int64_t d = 0; d < dk; d += 32)
@@ -167,19 +101,23 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
   std::fill(t.out, t.out + used * dv, 0.0f);
   const int64_t newest = c.start + (r1 - 1) / s.group, oldest = s.first_seen(c.start + r0 / s.group);
   for (int64_t tile = (oldest - c.begin) / kKeys; c.begin + tile * kKeys <= newest; tile++) {
-    const int64_t key0 = c.begin + tile * kKeys, panels = std::min(kKeys, newest + 1 - key0 + kPanel - 1) / kPanel;
-    const bf16* k = c.k + (head * c.tiles + tile) * kKeys * dk;
-    for (int64_t panel = 0; panel < panels; panel++)
+    const int64_t key0 = c.begin + tile * kKeys, keys = std::min(kKeys, (newest - key0) / kPanel * kPanel + kPanel);
+    const Tiles weights{t.weights, keys};
+    const bf16 *k = c.keys(s, packed, tile), *v = c.values(s, packed, tile);
+    for (int64_t panel = 0; panel < keys / kPanel; panel++) {
+      coming.ask();
       multiply(query, 0, used, k + panel * kPanel * dk, false, amx, t.scores[panel]);
+    }
     const auto seen = [&](int64_t r) {
       const int64_t position = c.start + (r0 + r) / s.group;
       return Seen(s.first_seen(position) - key0, position + 1 - key0);
     };
-    for (int64_t r = 0; r < used; r++) t.best[r] = std::max(t.top[r], highest(t, r, seen(r)));
+    for (int64_t r = 0; r < used; r++) t.best[r] = std::max(t.top[r], highest(t, r, keys, seen(r)));
     shrink_all(t, scale);
-    for (int64_t r = 0; r < used; r++) soften(t, r, seen(r), scale);
+    for (int64_t r = 0; r < used; r++) soften(t, r, keys, seen(r), scale);
     for (int64_t panel = 0; panel < dv / kPanel; panel++) {
-      multiply(weights, 0, used, c.v + ((head * c.tiles + tile) * dv + panel * kPanel) * kKeys, false, amx, t.part);
+      coming.ask();
+      multiply(weights, 0, used, v + panel * kPanel * kKeys, false, amx, t.part);
       for (int64_t r = 0; r < used; r++)
         for (int64_t i = 0; i < kPanel; i += kLanes) {
           float* to = t.out + r * dv + panel * kPanel + i;
@@ -196,42 +134,39 @@ inline void chunk_tile(const Step& s, const Chunk& c, int64_t head, int64_t r0, 
   }
 }
 
+// `together` KV heads of a chunk from `head` on.
+inline void run_heads(const Step& s, const Chunk& c, int64_t head, int64_t together, bool amx) {
+  at::parallel_for(0, together * c.tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      pack_keys(s, c, head + i / c.tiles, i % c.tiles, c.keys(s, i / c.tiles, i % c.tiles));
+      pack_values(s, c, head + i / c.tiles, i % c.tiles, c.values(s, i / c.tiles, i % c.tiles));
+    }
+  });
+  const int64_t rows = (c.stop - c.start) * s.group, tiles = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  at::parallel_for(0, together * tiles, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    Coming coming(s, c, head + together, (end - begin) * c.tiles * (kKeys + s.v.dim) / kPanel);
+    if (amx) amx_begin();
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t r0 = i % tiles * kRowsAtOnce;
+      chunk_tile(s, c, head + i / tiles, i / tiles, r0, std::min(rows, r0 + kRowsAtOnce), amx, coming, scratch);
+    }
+    if (amx) amx_end();
+  });
+}
+
 inline void run_chunks(const Step& s, int64_t decodes, bool amx, std::vector<bf16>& packed) {
-  std::vector<Chunk> chunks;
-  int64_t keys = 0;
+  // One thread packs a head when it comes to it: what it packed is still near. More share all heads' tiles.
+  const int64_t together = at::get_num_threads() == 1 ? 1 : s.kv_heads;
   for (int64_t row = decodes; row < s.rows; row++) {
     const int64_t count = s.query_start[row + 1] - s.query_start[row];
     if (!count) continue;
     Chunk c{row, s.kv_len[row] - count, s.kv_len[row], 0, 0, nullptr, nullptr};
     c.begin = s.first_seen(c.start) / kLanes * kLanes;
     c.tiles = (c.stop - c.begin + kKeys - 1) / kKeys;
-    keys += c.tiles * kKeys;
-    chunks.push_back(c);
-  }
-  if (chunks.empty()) return;
-  bf16* next = aligned(packed, keys * s.kv_heads * (s.k.dim + s.v.dim));
-  for (auto& c : chunks) {
-    c.k = next;
-    c.v = c.k + s.kv_heads * c.tiles * kKeys * s.k.dim;
-    next = c.v + s.kv_heads * c.tiles * kKeys * s.v.dim;
-  }
-  for (const auto& c : chunks) {
-    at::parallel_for(0, s.kv_heads * c.tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        pack_keys(s, c, i / c.tiles, i % c.tiles);
-        pack_values(s, c, i / c.tiles, i % c.tiles);
-      }
-    });
-    const int64_t rows = (c.stop - c.start) * s.group, tiles = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
-    at::parallel_for(0, s.kv_heads * tiles, 1, [&](int64_t begin, int64_t end) {
-      Scratch scratch;
-      if (amx) amx_begin();
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t r0 = i % tiles * kRowsAtOnce;
-        chunk_tile(s, c, i / tiles, r0, std::min(rows, r0 + kRowsAtOnce), amx, scratch);
-      }
-      if (amx) amx_end();
-    });
+    c.k = aligned(packed, together * c.tiles * kKeys * (s.k.dim + s.v.dim));
+    c.v = c.k + together * c.tiles * kKeys * s.k.dim;
+    for (int64_t head = 0; head < s.kv_heads; head += together) run_heads(s, c, head, together, amx);
   }
 }
 

@@ -116,7 +116,8 @@ inline void soften(const Span& span, const KeyTile& tile, Rows& rows, int64_t r)
   for (int64_t t = 0; t < padded; t += kLanes) top = _mm512_max_ps(top, _mm512_loadu_ps(line + t));
   const float best = _mm512_reduce_max_ps(top);
   for (int64_t t = 0; t < padded; t += kLanes) {
-    const __m512 w = exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(line + t), _mm512_set1_ps(best)));
+    const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(line + t), _mm512_set1_ps(best));
+    const __m512 w = exp2_lanes(_mm512_mul_ps(below, _mm512_set1_ps(kLog2E)));
     narrow(rows.weights.data() + r * rows.stride + t, w);
     sum = _mm512_add_ps(sum, w);
   }

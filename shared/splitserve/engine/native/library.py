@@ -23,6 +23,7 @@ _SOURCES = (
     "library.cpp",
     "layer.h",
     "attention.h",
+    "packing.h",
     "decode.h",
     "ahead.h",
     "paged.h",
