@@ -16,7 +16,7 @@ from splitserve.engine.batch import StepRow
 from splitserve.engine.context import register_attention
 from splitserve.engine.exact import Exact, exact_logits
 from splitserve.engine.forward import PagedModel
-from splitserve.engine.fused import FusedHead, FusedLayer, Fusion, decoder_layers, fusing_refusal
+from splitserve.engine.fused import FusedHead, FusedRun, Fusion, decoder_layers, fusing_refusal
 from splitserve.engine.kernels import FUSED_BOUND, Kernels
 from splitserve.engine.linear import pack_linears
 from splitserve.engine.loader import kv_layout
@@ -76,9 +76,19 @@ def test_trying_a_fusion_leaves_the_model_as_it_is_and_putting_it_in_does_not(ti
     assert decoder_layers(tiny.model) is own
     assert tiny.model.get_output_embeddings() is head
     fusion.put_into(tiny.model)
-    assert own is not None
-    assert all(isinstance(layer, FusedLayer) for layer in own)
+    own = decoder_layers(tiny.model)
+    assert own
+    assert all(isinstance(layer, FusedRun) for layer in own)
     assert isinstance(tiny.model.get_output_embeddings(), FusedHead)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("llama", 1), ("gemma3, window 9", None)])
+def test_layers_that_share_position_embeddings_are_one_call(kernels: Path, name: str, calls: int | None) -> None:
+    tiny = tried(name)
+    layers = decoder_layers(tiny.model)
+    assert layers is not None
+    assert len(layers) > 1
+    assert len(Fusion.of(tiny.model, tiny.layers).runs) == (calls or len(layers))
 
 
 def test_packed_weights_are_fused_as_plain_ones_are(kernels: Path) -> None:
@@ -158,6 +168,6 @@ def test_layers_that_give_wrong_logits_are_not_put_in(kernels: Path, tmp_path: P
     chosen = ChosenBackend(TorchBackend(16))
     assert Kernels(chosen, tiny.model, tiny.layers, tiny.layout, kernels, wrong).build()
     assert chosen.name == "native"
-    assert not any(isinstance(layer, FusedLayer) for layer in decoder_layers(tiny.model) or ())
+    assert not any(isinstance(layer, FusedRun) for layer in decoder_layers(tiny.model) or ())
     assert Kernels(chosen, tiny.model, tiny.layers, tiny.layout, kernels, tiny.exact).build()
-    assert all(isinstance(layer, FusedLayer) for layer in decoder_layers(tiny.model) or ())
+    assert all(isinstance(layer, FusedRun) for layer in decoder_layers(tiny.model) or ())

@@ -1,13 +1,13 @@
-"""Decoder layers of the Llama family as one call of the kernels' library each, in place of some thirty torch operators.
+"""Decoder layers of the Llama family as calls of the kernels' library, in place of some thirty torch operators each.
 
 A layer is recognised by its class (`_FAMILIES`): what another class computes is not known here, and it keeps its operators.
-Both forms read and write the same pool, so a model may change from one to the other between any two layers.
+Both forms read and write the same pool, so a model may change from one to the other between any two steps.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,15 @@ _MULTIPLE = 32  # of every size, for the tiles
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where a decoder layer's class keeps its norms, and what a norm multiplies by: its weight, or one more."""
+    """Where a decoder layer's class keeps its norms, and what a norm multiplies by: its weight, or one more. `one_rope`: all
+    layers have the same position embeddings."""
 
     norm_middle: str = "post_attention_layernorm"
     norm_attended: str | None = None
     norm_mlp: str | None = None
     norm_heads: bool = False
     plus_one: bool = False
+    one_rope: bool = True
 
 
 _GEMMA3 = Family(
@@ -40,6 +42,7 @@ _GEMMA3 = Family(
     norm_mlp="post_feedforward_layernorm",
     norm_heads=True,
     plus_one=True,
+    one_rope=False,
 )
 _FAMILIES: Mapping[str, Family] = {
     "LlamaDecoderLayer": Family(),
@@ -87,7 +90,7 @@ def fusing_refusal(model: PreTrainedModel, attention: Mapping[nn.Module, LayerAt
 class Fusion:
     """Fused layers for a model, with weights of their own. `head`: None where the model's own stays."""
 
-    layers: list[FusedLayer]
+    runs: list[FusedRun]
     head: FusedHead | None
 
     @classmethod
@@ -95,7 +98,9 @@ class Fusion:
         """`fusing_refusal` must be None."""
         amx = amx_allowed()
         layers: list[Any] = list(decoder_layers(model) or ())
-        fused = [FusedLayer(layer, attention[layer.self_attn], amx, last=layer is layers[-1]) for layer in layers]
+        together = len(layers) if _FAMILIES[type(layers[0]).__name__].one_rope else 1
+        runs = [layers[at : at + together] for at in range(0, len(layers), together)]
+        fused = [FusedRun(run, attention, amx, last=run is runs[-1]) for run in runs]
         return cls(fused, _fused_head(model, amx))
 
     def tried_on(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -103,74 +108,43 @@ class Fusion:
         base, shell = copy.copy(model.base_model), copy.copy(model)
         for copied in (base, shell):  # a copy shares the table of its parts with the original
             copied._modules = dict(copied._modules)  # pyright: ignore[reportPrivateUsage]
-        base.add_module("layers", nn.ModuleList(self.layers))
+        base.add_module("layers", nn.ModuleList(self.runs))
         shell.add_module(model.base_model_prefix, base)
         if self.head is not None:
             shell.set_output_embeddings(self.head)
         return shell
 
     def put_into(self, model: PreTrainedModel) -> None:
-        """For good. A step under way may go through some layers of either form."""
-        layers = decoder_layers(model)
-        for index, layer in enumerate(self.layers):
-            if layers is not None:
-                layers[index] = layer
+        """For good. A step under way goes on through the layers that it began with."""
+        model.base_model.add_module("layers", nn.ModuleList(self.runs))
         if self.head is not None:
             model.set_output_embeddings(self.head)
 
 
-class FusedLayer(nn.Module):
-    """Takes a decoder layer's place: `hidden [1, T, H]` -> `[1, T, H]`, where the step's tokens stand taken from `context`.
+class FusedRun(nn.Module):
+    """Takes the place of neighbouring decoder layers that have the same position embeddings: `hidden [1, T, H]` ->
+    `[1, T, H]`, where the step's tokens stand taken from `context`.
 
     After a model's `last` layer only tokens are looked at whose logits are kept: the others' rows are zeros.
     """
 
-    def __init__(self, layer: Any, asked: LayerAttention, amx: bool, *, last: bool) -> None:
+    def __init__(
+        self, layers: Sequence[Any], attention: Mapping[nn.Module, LayerAttention], amx: bool, *, last: bool
+    ) -> None:
         super().__init__()
         self._last = last
-        family = _FAMILIES[type(layer).__name__]
-        attention, mlp = layer.self_attn, layer.mlp
-        self._asked = asked
-        projections: tuple[Any, ...] = (attention.q_proj, attention.k_proj, attention.v_proj)
-        sizes = (layer.hidden_size, asked.heads, asked.kv_heads, asked.k_dim, mlp.gate_proj.out_features)
-        flags = (asked.window or 0, int(_activation(mlp.act_fn) == "gelu"), int(amx))
-        packed = packed_weights(
-            torch.cat([projection.weight.detach() for projection in projections]),
-            attention.o_proj.weight.detach(),
-            _in_turn(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()),
-            mlp.down_proj.weight.detach(),
-        )
-
-        def norm(owner: Any, name: str | None) -> torch.Tensor | None:
-            if name is None:
-                return None
-            weight = getattr(owner, name).weight.detach().float()
-            return weight + 1 if family.plus_one else weight
-
-        heads = ("q_norm", "k_norm") if family.norm_heads else (None, None)
-        norms = [
-            norm(layer, "input_layernorm"),
-            norm(layer, family.norm_middle),
-            *(norm(attention, name) for name in heads),
-            norm(layer, family.norm_attended),
-            norm(layer, family.norm_mlp),
-        ]
-        self._kernel: Any = torch.classes.splitserve.DecoderLayer(
-            [*sizes, *flags],
-            asked.scale,
-            _epsilon(layer.input_layernorm),
-            packed,
-            norms,
-            [_bias(projections), _bias((attention.o_proj,))],
-        )
+        self._asked = [attention[layer.self_attn] for layer in layers]
+        self._kernels: Any = torch.classes.splitserve.DecoderRun()
+        for layer, asked in zip(layers, self._asked):
+            self._kernels.add(_kernel(layer, asked, amx))
 
     def forward(
         self, hidden_states: torch.Tensor, *, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
     ) -> torch.Tensor:
         step = current_step()
-        view, places = step.view(self._asked), step.places
+        views, places = [step.view(asked) for asked in self._asked], step.places
         cos, sin = position_embeddings
-        return self._kernel.forward(
+        return self._kernels.forward(
             hidden_states[0],
             cos[0],
             sin[0],
@@ -179,10 +153,48 @@ class FusedLayer(nn.Module):
             places.table,
             places.slots,
             places.num_decodes,
-            view.k,
-            view.v,
+            [view.k for view in views],
+            [view.v for view in views],
             places.keep if self._last else None,
         )[None]
+
+
+def _kernel(layer: Any, asked: LayerAttention, amx: bool) -> Any:
+    """A decoder layer as the library's, with packed weights of its own."""
+    family = _FAMILIES[type(layer).__name__]
+    attention, mlp = layer.self_attn, layer.mlp
+    projections: tuple[Any, ...] = (attention.q_proj, attention.k_proj, attention.v_proj)
+    sizes = (layer.hidden_size, asked.heads, asked.kv_heads, asked.k_dim, mlp.gate_proj.out_features)
+    flags = (asked.window or 0, int(_activation(mlp.act_fn) == "gelu"), int(amx))
+    packed = packed_weights(
+        torch.cat([projection.weight.detach() for projection in projections]),
+        attention.o_proj.weight.detach(),
+        _in_turn(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()),
+        mlp.down_proj.weight.detach(),
+    )
+
+    def norm(owner: Any, name: str | None) -> torch.Tensor | None:
+        if name is None:
+            return None
+        weight = getattr(owner, name).weight.detach().float()
+        return weight + 1 if family.plus_one else weight
+
+    heads = ("q_norm", "k_norm") if family.norm_heads else (None, None)
+    norms = [
+        norm(layer, "input_layernorm"),
+        norm(layer, family.norm_middle),
+        *(norm(attention, name) for name in heads),
+        norm(layer, family.norm_attended),
+        norm(layer, family.norm_mlp),
+    ]
+    return torch.classes.splitserve.DecoderLayer(
+        [*sizes, *flags],
+        asked.scale,
+        _epsilon(layer.input_layernorm),
+        packed,
+        norms,
+        [_bias(projections), _bias((attention.o_proj,))],
+    )
 
 
 class FusedHead(nn.Module):

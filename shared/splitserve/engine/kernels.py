@@ -1,6 +1,6 @@
 """The way from torch operators to the compiled kernels, for one loaded model on a CPU: built, tried, then put to use.
 
-First attention, tried layer shape by layer shape; then, where the model's layers are known, each as one call, tried by the
+First attention, tried layer shape by layer shape; then, where the model's layers are known, all of them as one call, tried by the
 model's logits against float32. Until then, and for whatever is refused, torch serves.
 """
 
@@ -90,7 +90,9 @@ class Kernels:
                 "the layers", f"logits are off by {error:.2g} of their spread, the bound is {FUSED_BOUND:g}"
             )
         fusion.put_into(self.model)
-        _log.info("each layer is one call from here on", extra={"layers": len(fusion.layers), "error": round(error, 4)})
+        _log.info(
+            "the layers are the kernels' from here on", extra={"calls": len(fusion.runs), "error": round(error, 4)}
+        )
         return True
 
     def _stay(self, what: str, reason: str) -> bool:

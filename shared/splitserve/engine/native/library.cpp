@@ -1,4 +1,4 @@
-// The kernels as torch operators: splitserve::paged_attention alone, and DecoderLayer, a whole layer. See the headers.
+// The kernels as torch operators: splitserve::paged_attention alone, and DecoderRun, whole layers. See the headers.
 //
 // Tensors of a step: query_start [S + 1], kv_len [S], table [S, M], slots [T], all int64; pools bfloat16 [N, H, B, D].
 
@@ -180,6 +180,27 @@ struct DecoderLayer : torch::CustomClassHolder {
   Layer layer_;
 };
 
+// Neighbouring layers with the same position embeddings as one call: each call from Python costs a step some 30 us.
+struct DecoderRun : torch::CustomClassHolder {
+  void add(const c10::intrusive_ptr<DecoderLayer>& layer) { layers_.push_back(layer); }
+
+  // As DecoderLayer::forward, with a pool of K and V a layer; `keep` is for the last.
+  at::Tensor forward(at::Tensor hidden, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& query_start,
+                     const at::Tensor& kv_len, const at::Tensor& table, const at::Tensor& slots, int64_t decodes,
+                     const Tensors& k_pools, const Tensors& v_pools, const Maybe& keep) const {
+    const size_t count = layers_.size();
+    TORCH_CHECK(k_pools.size() == count && v_pools.size() == count, count, " layers, pools for ", k_pools.size(), " and ",
+                v_pools.size());
+    for (size_t i = 0; i < count; i++)
+      hidden = layers_[i]->forward(hidden, cos, sin, query_start, kv_len, table, slots, decodes, k_pools[i], v_pools[i],
+                                   i + 1 == count ? keep : std::nullopt);
+    return hidden;
+  }
+
+ private:
+  std::vector<c10::intrusive_ptr<DecoderLayer>> layers_;
+};
+
 }  // namespace
 }  // namespace splitserve
 
@@ -193,8 +214,11 @@ TORCH_LIBRARY(splitserve, library) {
   library.def("weight_memory(int bytes) -> Tensor", weight_memory);
   library.def("amx_allowed() -> bool", amx_allowed);
   library.class_<DecoderLayer>("DecoderLayer")
-      .def(torch::init<std::vector<int64_t>, double, double, Tensors, std::vector<Maybe>, std::vector<Maybe>>())
-      .def("forward", &DecoderLayer::forward);
+      .def(torch::init<std::vector<int64_t>, double, double, Tensors, std::vector<Maybe>, std::vector<Maybe>>());
+  library.class_<DecoderRun>("DecoderRun")
+      .def(torch::init<>())
+      .def("add", &DecoderRun::add)
+      .def("forward", &DecoderRun::forward);
 }
 
 TORCH_LIBRARY_IMPL(splitserve, CPU, library) {
