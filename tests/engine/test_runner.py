@@ -160,3 +160,11 @@ def test_the_prefill_budget_of_a_step_depends_on_role_and_device(
     settings: dict[str, int], role: Any, device: str, tokens: int
 ) -> None:
     assert chunk_tokens(EngineSettings.model_validate(settings), role, device) == tokens
+
+
+@pytest.mark.parametrize(("role", "name"), [("prefill", "max_num_batched_tokens"), ("decode", "decode_chunk_tokens")])
+def test_the_help_names_the_prefill_budgets_that_hold_by_default(role: Any, name: str) -> None:
+    on_cpu, on_gpu = (chunk_tokens(EngineSettings(), role, device) for device in ("cpu", "cuda"))
+    told = EngineSettings.model_fields[name].description
+    assert told is not None
+    assert f"0: {on_cpu} on a CPU, {on_gpu} on a GPU" in told

@@ -1,7 +1,7 @@
 """The way from torch operators to the compiled kernels, for one loaded model on a CPU: built, tried, then put to use.
 
-First attention, tried layer shape by layer shape; then, where the model's layers are known, all of them as one call, tried by the
-model's logits against float32. Until then, and for whatever is refused, torch serves.
+First attention, tried layer shape by layer shape; then, where the model's layers are known, those as calls of the library,
+tried by the model's logits against float32. Until then, and for whatever is refused, torch serves.
 """
 
 from __future__ import annotations

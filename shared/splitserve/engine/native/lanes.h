@@ -33,7 +33,7 @@ inline void narrow(bf16* p, __m512 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// 2^x for x <= 0, relative error under 9e-5: the result is rounded to bfloat16. 1 at 0, to the bit.
+// 2^x for x <= 0, relative error under 9e-5: the result is rounded to bfloat16. 1 at 0 to the bit, 0 at -inf.
 inline __m512 exp2_lanes(__m512 x) {
   const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
   __m512 y = _mm512_set1_ps(0.0770670490f);

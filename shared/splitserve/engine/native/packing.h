@@ -28,8 +28,9 @@ inline const bf16* run_at(const Step& s, const Chunk& c, const Pool& pool, int64
   return pool.at(s.blocks(c.row)[at / s.block_tokens], head) + at % s.block_tokens * pool.dim;
 }
 
-// Asks for the keys and values of a chunk and KV head while another is worked on, an equal part at each of `calls`: the hardware
-// finds no order in a block table (one core of an AMD EPYC, 32 tokens beside four decodes at a context of 512: a step takes 0.98).
+// Asks for the keys and values of a chunk and KV head while another is worked on, an equal part at each of `calls`, which are no
+// fewer than there will be (of a prompt's first chunk the rest was just written): the hardware finds no order in a block table
+// (one core of an AMD EPYC, 32 tokens beside four decodes at a context of 512: a step takes 0.98).
 class Coming {
  public:
   Coming(const Step& s, const Chunk& c, int64_t head, int64_t calls) : s_(s), c_(c), head_(head) {
