@@ -95,6 +95,25 @@ async def test_a_worker_frozen_past_the_lease_and_woken_changes_no_token(
     assert four.pid(victim) == pid
 
 
+async def test_prompts_that_wait_are_read_by_a_worker_that_comes_back_while_they_wait(
+    four: Cluster, client4: AsyncOpenAI
+) -> None:
+    prompts = [f"Waiting Number {n}. {'The quick brown fox jumps over the lazy dog. ' * 120}" for n in range(5)]
+    before = await four.total("splitserve_replacements_total", "router", reason="moved")
+    four.send("prefill-1", signal.SIGSTOP)
+    try:
+        await asyncio.sleep(2.5)  # it is dead to the router
+        wanted = asyncio.gather(*(listen(client4, four.model, p, tokens=6, seed=n) for n, p in enumerate(prompts)))
+        await asyncio.sleep(0.5)
+    finally:
+        four.send("prefill-1", signal.SIGCONT)
+    heard = await wanted
+    assert all(one.finish == "length" for one in heard)
+    assert await four.total("splitserve_replacements_total", "router", reason="moved") > before
+    again = [await listen(client4, four.model, p, tokens=6, seed=n) for n, p in enumerate(prompts)]
+    assert [one.text for one in heard] == [one.text for one in again]
+
+
 async def test_a_bit_flipped_in_a_held_block_is_found_and_the_prompt_is_read_again(
     smollm2_folder: Path, tmp_path: Path
 ) -> None:

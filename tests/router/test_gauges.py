@@ -19,6 +19,7 @@ def metrics() -> Metrics:
         ("queued->cancelled", "splitserve_requests_cancelled_total", {"state": "queued"}),
         ("placed|split|asked", "splitserve_placements_total", {"decision": "split", "reason": "asked"}),
         ("replaced|decode|worker lost", "splitserve_replacements_total", {"phase": "decode", "reason": "worker_lost"}),
+        ("replaced|prefill|moved", "splitserve_replacements_total", {"phase": "prefill", "reason": "moved"}),
         ("replaced|prefill|kv fenced", "splitserve_replacements_total", {"phase": "prefill", "reason": "kv_failed"}),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from splitserve.router.placement import Candidate, Need, NotPlaced, Placed, Split, place
+from splitserve.router.placement import Candidate, Need, NotPlaced, Placed, Split, place, sooner
 
 IDLE = Candidate(
     name="d0",
@@ -126,3 +126,33 @@ def test_full_decode_workers_hold_up_those_behind_too():
     nobody = place(need(), [], [PREFILL])
     assert isinstance(nobody, NotPlaced)
     assert not nobody.full
+
+
+def test_a_prompt_that_waits_is_read_by_a_free_worker_that_is_through_a_tenth_sooner():
+    waits, other = replace(PREFILL, queued_tokens=100), replace(PREFILL, name="p1")
+    assert not sooner(need(1000), waits, other, BUSY)  # 1,000 for 1,100 and both ways over the bus
+    assert sooner(need(1000), replace(waits, queued_tokens=150), other, BUSY)
+    assert not sooner(need(1000), replace(waits, queued_tokens=150), replace(other, rate=900.0), BUSY)
+
+
+def test_a_prompt_that_waits_is_read_beside_decodes_only_if_that_is_worth_what_it_delays():
+    waits = replace(PREFILL, queued_tokens=900)
+    assert sooner(need(1000), waits, replace(BUSY, running=5), replace(BUSY, running=5))
+    assert not sooner(need(1000), waits, replace(BUSY, running=9), replace(BUSY, running=9))
+    full = replace(BUSY, running=5, room=False)  # its answer has its place there already
+    assert sooner(need(1000), waits, full, full)
+
+
+def test_a_prompt_that_waits_beside_decodes_is_read_by_a_free_prefill_worker():
+    waits = replace(BUSY, queued_tokens=100)
+    assert sooner(need(1000), waits, PREFILL, BUSY)
+    assert not sooner(need(1000), waits, replace(PREFILL, room=False), BUSY)
+    assert not sooner(need(1000), waits, replace(PREFILL, fingerprint="g"), BUSY)
+    assert not sooner(need(1000), waits, replace(PREFILL, rate=100.0), BUSY)
+
+
+def test_a_prompt_that_waits_is_moved_only_to_where_split_lets_it_be_read():
+    waits, other = replace(PREFILL, queued_tokens=5000), replace(PREFILL, name="p1")
+    assert sooner(need(1000, Split.ALWAYS), waits, other, IDLE)
+    assert not sooner(need(1000, Split.ALWAYS), waits, IDLE, IDLE)
+    assert not sooner(need(1000, Split.NEVER), replace(IDLE, queued_tokens=5000), PREFILL, IDLE)

@@ -134,10 +134,16 @@ class Cluster:
                 }
         return pages
 
-    async def total(self, name: str, role: str = "") -> float:
-        """Sum of a sample over the processes whose name begins with `role`."""
+    async def total(self, name: str, role: str = "", **labels: str) -> float:
+        """Sum of a sample with these labels over the processes whose name begins with `role`."""
         pages = await self.series()
-        return sum(v for who, page in pages.items() if who.startswith(role) for (n, _), v in page.items() if n == name)
+        return sum(
+            value
+            for who, page in pages.items()
+            if who.startswith(role)
+            for (found, own), value in page.items()
+            if found == name and labels.items() <= dict(own).items()
+        )
 
     async def held(self) -> dict[str, float]:
         """What is still held anywhere: leases, blocks, promises, live requests. Empty when nothing is."""

@@ -207,8 +207,9 @@ class RouterCore:
 
     def _beat(self, beat: Beat) -> None:
         self._lives.lose_worker(self._fleet.on_beat(beat, self._out.now))
-        if beat.role != Role.ROUTER and len(self._desk.queue):
-            self._desk.queue.serve = True
+        if beat.role != Role.ROUTER:
+            self._desk.reader_free = True
+            self._desk.queue.serve |= bool(len(self._desk.queue))
 
     def _frame(self, frame: TokenFrame) -> None:
         worker = (frame.worker, frame.incarnation)
@@ -295,6 +296,8 @@ class RouterCore:
             self._lives.place_waiting()
             if len(self._desk.queue):
                 self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
+        if self._desk.reader_free:
+            self._lives.move_waiting()
         self._lives.ask_for_gaps()
 
     def _ping(self, worker: Worker) -> None:

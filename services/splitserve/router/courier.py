@@ -123,5 +123,6 @@ class Courier:
             return
         if load is None:
             worker.drop((self._sub.rid, key), self._desk.now)
+            self._desk.reader_free = True
         else:
             worker.promise((self._sub.rid, key), load, self._desk.now)

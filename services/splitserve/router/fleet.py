@@ -6,8 +6,9 @@ Own promises count at once; beats only correct them (other routers' load). A wor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from splitserve.protocol.messages import Beat
 from splitserve.protocol.states import Role
@@ -25,6 +26,7 @@ MEASURED_TOKENS = 32  # shorter prefills say little about the rate
 FOREIGN_CONTEXT = 256  # tokens assumed of another router's sequence
 
 Life = tuple[str, int]  # (name, incarnation)
+PromiseKey = tuple[str, int | str]  # request id, and which of its attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,10 @@ class Worker:
     busy_since: float = 0.0
     full_until: float = 0.0
     placed: int = 0  # how many were placed here: spreads ties
-    promises: dict[Hashable, Load] = field(default_factory=dict[Hashable, Load])
-    unread: dict[Hashable, int] = field(default_factory=dict[Hashable, int])  # their prompt tokens, the oldest first
+    promises: dict[PromiseKey, Load] = field(default_factory=dict[PromiseKey, Load])
+    unread: dict[PromiseKey, int] = field(
+        default_factory=dict[PromiseKey, int]
+    )  # their prompt tokens, the oldest first
     reading_since: float = 0.0  # the oldest of them
     own: Load = field(default_factory=Load)  # sum of the promises
     foreign: Load = field(default_factory=Load)  # other routers' load, as of the last beat
@@ -92,8 +96,23 @@ class Worker:
 
     def queued_tokens(self, now: float) -> int:
         """Prompt tokens that are probably left: it reads one prompt at a time, in our order, at its rate."""
-        head = next(iter(self.unread.values()), 0)
-        return self.load.tokens - min(head, int(self.rate * (now - self.reading_since)))
+        return self.load.tokens - self._read(now)
+
+    def _read(self, now: float) -> int:
+        """What is probably read of the oldest."""
+        return min(next(iter(self.unread.values()), 0), int(self.rate * (now - self.reading_since)))
+
+    def waiting(self, now: float) -> Iterator[tuple[PromiseKey, int]]:
+        """Our prompts behind the one that it reads, in order: the promise, and the tokens that are read before it."""
+        before = next(iter(self.unread.values()), 0) - self._read(now)
+        for key, tokens in islice(self.unread.items(), 1, None):
+            yield key, before
+            before += tokens
+
+    @property
+    def free(self) -> bool:
+        """It may be given a prompt and has none to read, of nobody."""
+        return self.usable and not self.load.tokens
 
     @property
     def idle(self) -> bool:
@@ -104,7 +123,7 @@ class Worker:
         total = self.beat.total_blocks
         return not self.promises or not total or self.load.blocks + blocks <= POOL_SHARE * total
 
-    def promise(self, key: Hashable, load: Load, now: float) -> None:
+    def promise(self, key: PromiseKey, load: Load, now: float) -> None:
         """In place of what was promised under this key."""
         self.drop(key, now)
         if not self.promises:
@@ -117,13 +136,13 @@ class Worker:
                 self.reading_since = now
             self.unread[key] = load.tokens
 
-    def drop(self, key: Hashable, now: float) -> None:
+    def drop(self, key: PromiseKey, now: float) -> None:
         self.computed(key, now)
         load = self.promises.pop(key, None)
         if load is not None:
             self.own = self.own.less(load)
 
-    def computed(self, key: Hashable, now: float) -> None:
+    def computed(self, key: PromiseKey, now: float) -> None:
         """The prompt of this promise needs no more computing."""
         if key not in self.unread:
             return

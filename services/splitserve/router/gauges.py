@@ -21,6 +21,7 @@ _CAUSES = (
     ("preempted", "preempted"),
     ("outage", "outage"),
     ("kv ", "kv_failed"),
+    ("moved", "moved"),
 )
 
 

@@ -21,8 +21,9 @@ from splitserve.router.desk import Desk, Wait
 from splitserve.router.endings import Endings
 from splitserve.router.fleet import Life, Worker
 from splitserve.router.generation import Submission
-from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, PrefillLeg, prefill_leg
+from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, PrefillLeg
 from splitserve.router.placement import NotPlaced, Split
+from splitserve.router.reading import Reading
 from splitserve.router.request import LEAST_RETRY_S, Request
 
 PROGRESS_S = 2.0
@@ -38,7 +39,7 @@ _PREFILLING = S.PREFILLING  # asked for with each token: see `transcript`
 class Lifecycle:
     """One live request and what happens to it. Its end takes it off the desk."""
 
-    __slots__ = ("_courier", "_delivery", "_desk", "_endings", "request")
+    __slots__ = ("_courier", "_delivery", "_desk", "_endings", "_reading", "request")
 
     def __init__(self, submission: Submission, desk: Desk) -> None:
         self.request = Request(submission, desk)
@@ -47,6 +48,7 @@ class Lifecycle:
         self._desk = desk
         self._courier = Courier(submission, desk)
         self._endings = Endings(self.request, self._courier, desk)
+        self._reading = Reading(self.request, self._courier, self._endings, desk)
         self._delivery = Delivery(self.request, self._endings, desk)
         self.request.timer(Wait.DEADLINE, submission.timeout_s)
         self.request.wait()
@@ -65,7 +67,7 @@ class Lifecycle:
             return True
         if r.prefill is None:
             r.pa += 1
-            r.prefill = self._plan_prefill(fleet.get(found[1]))
+            r.prefill = self._reading.plan(fleet.get(found[1]))
         r.da += 1
         r.transcript.forget_heard()
         source = r.prefill.source if r.prefill else None
@@ -108,7 +110,7 @@ class Lifecycle:
         elif r.kv is not None:
             self._courier.forward(r.kv, leg)
         elif r.prefill is not None and r.prefill.job is None:
-            self._ask_prefill(r.prefill, leg)
+            self._reading.ask(r.prefill, leg)
         r.save()
 
     def decode_refused(self, leg: DecodeLeg, answer: Refused) -> None:
@@ -166,20 +168,6 @@ class Lifecycle:
             self.lose_decode("preempted", cancel=False, counts=False)
 
     # --- prefilling ---
-
-    def _plan_prefill(self, worker: Worker | None) -> PrefillLeg | None:
-        """Promised at once, before it is asked: else all of a burst would find the worker free."""
-        if worker is None:
-            return None
-        r = self.request
-        leg = prefill_leg(worker, r.pa, r.transcript.snapshot())
-        self._courier.promise_prefill(leg, self._desk.scout.prefill_load(r.wish, r.context, worker))
-        return leg
-
-    def _ask_prefill(self, leg: PrefillLeg, decode: DecodeLeg) -> None:
-        self.request.prefill_name = leg.life[0]
-        self._courier.ask_prefill(leg, decode)
-        self.request.stages.prefill_asked(self._desk.now)
 
     def prefill_accepted(self, leg: PrefillLeg) -> None:
         if leg.accepted:
@@ -240,18 +228,11 @@ class Lifecycle:
         if reader is None and not lost and not r.wish.local and r.split(self._desk.settings) is Split.ALWAYS:
             self.lose_decode(cause, counts=False)  # back to the queue until a prefill worker has room
             return
-        r.pa += 1
-        r.prefill = self._plan_prefill(reader)
-        if self._desk.rules.amend_new_number:
-            r.da += 1
-        r.transcript.forget_heard()
-        r.count("amended_remote" if r.prefill else "amended_local")
-        self._courier.amend(decode, r.da, r.pa, r.prefill.source if r.prefill else None, r.transcript.snapshot())
-        worker = self._desk.fleet.in_life(decode.life)
-        if r.prefill is not None:
-            self._ask_prefill(r.prefill, decode)
-        elif worker is not None:
-            self._courier.promise_decode(decode, self._desk.scout.decode_load(r.wish, r.context, worker, local=True))
+        self._reading.again(reader, decode)
+
+    def wait_no_longer(self, here: Worker, before: int, there: Worker) -> bool:
+        """It waits `here` behind so many prompt tokens, and `there` nothing is to be read. False: it stays."""
+        return self._reading.move(here, before, there)
 
     # --- transferring ---
 

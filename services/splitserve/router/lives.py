@@ -157,6 +157,17 @@ class Lives:
             if not room:
                 return
 
+    def move_waiting(self) -> None:
+        """Who has nothing to read takes a prompt that waits elsewhere: a worker that joined, or one that is through."""
+        desk = self._desk
+        desk.reader_free = False
+        for there in [worker for worker in desk.fleet if worker.free]:
+            waiting = [(here, *found) for here in desk.fleet for found in here.waiting(desk.now)]
+            for here, key, before in waiting:
+                self.act(key[0], Lifecycle.wait_no_longer, here, before, there)
+                if not there.free:
+                    break
+
     def end_all(self, error: SplitserveError) -> None:
         for life in self:
             self.act(life.request.rid, Lifecycle.fail, error)

@@ -15,6 +15,7 @@ BYTES_PER_S = 1e9  # of a data plane, until measured
 HAND_OVER_S = 0.005
 SHORT_CHUNKS = 10  # a decode worker reads a prompt of one chunk itself while it and what waits before it are no more
 DELAYED = 0.1  # what each sequence that a chunk is read beside adds to its price: the chunk delays a token of each
+MOVE = 0.9  # of the time that it still takes where a prompt waits: read elsewhere only if that takes no longer
 LONG_CONTEXT = 512  # a moved sequence longer than this is not recomputed on a decode batch (D13)
 
 
@@ -132,13 +133,25 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return False, Why.IDLE
     if uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_CHUNKS * decode.chunk_tokens:
         return False, Why.SHORT
-    remote_s = (
-        (prefill.queued_tokens + need.tokens - prefill.cached_tokens) / prefill.rate
-        + uncached * decode.bytes_per_token / BYTES_PER_S
-        + HAND_OVER_S
-    )
-    local_s = (decode.queued_tokens + uncached) / decode.rate
-    return remote_s <= (1 + DELAYED * decode.running) * local_s, Why.FASTER
+    return _read_s(need, prefill, decode) <= _read_s(need, decode, decode), Why.FASTER
+
+
+def sooner(need: Need, here: Candidate, there: Candidate, decode: Candidate) -> bool:
+    """Whether a prompt that waits at `here`, behind its `queued_tokens`, is better read at `there`."""
+    local = there.name == decode.name  # it has room: the answer's is kept there
+    if need.split is (Split.ALWAYS if local else Split.NEVER):
+        return False
+    if not local and not (there.room and there.fingerprint == decode.fingerprint):
+        return False
+    return _read_s(need, there, decode) <= MOVE * _read_s(need, here, decode)
+
+
+def _read_s(need: Need, reader: Candidate, decode: Candidate) -> float:
+    """Seconds until the prompt is read and its KV where it is decoded, with the price of what that delays there."""
+    seconds = (reader.queued_tokens + need.tokens - reader.cached_tokens) / reader.rate
+    if reader.name == decode.name:
+        return (1 + DELAYED * decode.running) * seconds
+    return seconds + (need.tokens - decode.cached_tokens) * decode.bytes_per_token / BYTES_PER_S + HAND_OVER_S
 
 
 def difference(one: Candidate, other: Candidate) -> str:

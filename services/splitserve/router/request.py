@@ -152,13 +152,16 @@ class Request:
         times = message.durations
         self.stages.prefilled(times.queue_s, times.prefill_s)
         self.cached(message.cached_tokens)
+        self.wish.read(leg.life)
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
             worker.computed((self.rid, leg.key), self._desk.now)
+            self._desk.reader_free = True
             worker.measured(message.handle.kv_tokens - message.cached_tokens, times.prefill_s)
 
     def first_row(self, leg: DecodeLeg, first: FirstRow) -> None:
         """Take what the decode worker measured of an attempt's first token."""
+        self.wish.read(leg.life)
         times = first.durations
         if not leg.local:
             self.stages.stepped(times.queue_s, times.first_step_s)
@@ -168,13 +171,14 @@ class Request:
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
             worker.computed((self.rid, leg.slot), self._desk.now)
+            self._desk.reader_free = True
             worker.measured(self.context - first.cached_tokens, times.prefill_s)
 
     def remember_prefix(self, life: Life) -> None:
         """This worker will have the prompt's blocks."""
         worker = self._desk.fleet.in_life(life)
         if worker is not None:
-            worker.seen.add(self.wish.hashes(worker))
+            self.wish.taken(worker)
 
     def exclude(self, worker: str, seconds: float) -> None:
         """Not to be asked for this request before."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitserve.config import RoutingSettings
 from splitserve.kv.prefix import block_hashes, chain_seed
 from splitserve.protocol.states import Role
-from splitserve.router.fleet import Fleet, Load, Worker
+from splitserve.router.fleet import Fleet, Life, Load, Worker
 from splitserve.router.generation import Submission
 from splitserve.router.placement import (
     Candidate,
@@ -21,6 +21,7 @@ from splitserve.router.placement import (
     choose_prefill,
     no_decode,
     place,
+    sooner,
 )
 
 PROMISED_ANSWER = 256  # tokens of answer that a decode worker reserves at admission
@@ -37,6 +38,7 @@ class Wish:
     moved: bool = False
     local: bool = False  # too many prefill workers were lost under it: decode reads the prompt
     _hashes: dict[tuple[str, int], list[bytes]] = field(default_factory=dict[tuple[str, int], list[bytes]])
+    _before: dict[Life, int] = field(default_factory=dict[Life, int])  # blocks that who has yet to read it had already
 
     def hashes(self, worker: Worker) -> Sequence[bytes]:
         """Block hashes of the prompt under this worker's model and block size."""
@@ -46,6 +48,20 @@ class Wish:
             size = worker.beat.block_tokens
             self._hashes[key] = block_hashes(self.submission.ids, size, seed) if size else []
         return self._hashes[key]
+
+    def taken(self, worker: Worker) -> None:
+        """This worker will have the prompt's blocks: requests of now on find them, this one only when they are there."""
+        self._before.setdefault(worker.life, self.overlap(worker))
+        worker.seen.add(self.hashes(worker))
+
+    def read(self, life: Life) -> None:
+        """This worker has the prompt's blocks."""
+        self._before.pop(life, None)
+
+    def overlap(self, worker: Worker) -> int:
+        """Blocks of the prompt, from its first on, that this worker has as far as we know."""
+        before = self._before.get(worker.life)
+        return worker.seen.overlap(self.hashes(worker)) if before is None else before
 
 
 class Scout:
@@ -84,6 +100,15 @@ class Scout:
         )
         return found.name if found else None
 
+    def sooner(
+        self, wish: Wish, tokens: int, here: Worker, before: int, there: Worker, decode: Worker, now: float
+    ) -> bool:
+        """Whether the prompt, which waits `here` behind so many tokens, is better read `there`; `decode` answers it."""
+        if not self._may_ask(wish, there, now):
+            return False
+        waiting, free, writer = (self._candidate(wish, worker, tokens, now) for worker in (here, there, decode))
+        return sooner(self._need(wish, tokens), replace(waiting, queued_tokens=before), free, writer)
+
     def decode_load(self, wish: Wish, tokens: int, worker: Worker, *, local: bool) -> Load:
         """What a decode worker promises at admission (engine.md §3): prompt shared, each answer up to 256 tokens."""
         size, params = max(1, worker.beat.block_tokens), wish.submission.params
@@ -105,18 +130,19 @@ class Scout:
     def _cached(wish: Wish, tokens: int, worker: Worker) -> int:
         """The last token is always computed: at most tokens - 1, in whole blocks."""
         size = max(1, worker.beat.block_tokens)
-        return min(worker.seen.overlap(wish.hashes(worker)), (tokens - 1) // size) * size
+        return min(wish.overlap(worker), (tokens - 1) // size) * size
 
     def _need(self, wish: Wish, tokens: int) -> Need:
         split = Split.NEVER if wish.local else Split(wish.submission.split or self._settings.split)
         return Need(tokens, split, moved=wish.moved, last=wish.last)
 
     def _candidates(self, wish: Wish, workers: Sequence[Worker], tokens: int, now: float) -> list[Candidate]:
-        return [
-            self._candidate(wish, w, tokens, now)
-            for w in workers
-            if w.usable and w.beat.name not in wish.never and wish.not_before.get(w.beat.name, 0.0) <= now
-        ]
+        return [self._candidate(wish, w, tokens, now) for w in workers if self._may_ask(wish, w, now)]
+
+    @staticmethod
+    def _may_ask(wish: Wish, worker: Worker, now: float) -> bool:
+        name = worker.beat.name
+        return worker.usable and name not in wish.never and wish.not_before.get(name, 0.0) <= now
 
     def _candidate(self, wish: Wish, worker: Worker, tokens: int, now: float) -> Candidate:
         beat, load = worker.beat, worker.load

@@ -23,6 +23,7 @@ class Stages:
         self._began = now
         self._asked: float | None = None
         self._prefill_asked: float | None = None
+        self._waited = 0.0  # where the prompt was not read after all
         self._first_token: float | None = None
         self._second_token: float | None = None
         self._parts: dict[str, float] = {}
@@ -45,6 +46,15 @@ class Stages:
     def prefill_asked(self, now: float) -> None:
         self._prefill_asked = now
 
+    def moved(self, now: float) -> None:
+        """A prompt that waited is read elsewhere: it has queued since it was asked for, or reserved where decode reads it."""
+        since = self._prefill_asked
+        if since is None and self._asked is not None:
+            since = self._asked + self._parts.get("reserve", 0.0)
+        if since is not None:
+            self._waited += now - since
+        self._prefill_asked = now
+
     def prefill_told(self, now: float, worked_s: float) -> None:
         """The prefill worker's first token is here; by its own clock it had the job for `worked_s`."""
         if self._prefill_asked is not None and self._first_token is None:
@@ -52,7 +62,7 @@ class Stages:
 
     def prefilled(self, queue_s: float, prefill_s: float) -> None:
         """What the worker that read the prompt measured."""
-        self._parts.setdefault("prefill_queue", queue_s)
+        self._parts.setdefault("prefill_queue", self._waited + queue_s)
         self._parts.setdefault("prefill", prefill_s)
 
     def loaded(self, handle_s: float, transfer_s: float) -> None:

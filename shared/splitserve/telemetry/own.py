@@ -26,13 +26,17 @@ PLACEMENTS = (
     Series(("local", "short"), rare="--split auto and one chunk of uncached tokens or less"),
     Series(("local", "faster"), rare="--split auto and prefill workers that are busier"),
 )
-REPLACED = tuple(
-    Series((phase, reason), rare="a worker that died, refused or was cut off")
-    for phase, reasons in (
-        ("prefill", ("worker_lost", "refused", "no_answer", "unknown", "no_progress", "kv_failed")),
-        ("decode", ("worker_lost", "refused", "no_answer", "unknown", "preempted", "outage")),
-    )
-    for reason in reasons
+_LOST = "a worker that died, refused or was cut off"
+REPLACED = (
+    *(
+        Series((phase, reason), rare=_LOST)
+        for phase, reasons in (
+            ("prefill", ("worker_lost", "refused", "no_answer", "unknown", "no_progress", "kv_failed")),
+            ("decode", ("worker_lost", "refused", "no_answer", "unknown", "preempted", "outage")),
+        )
+        for reason in reasons
+    ),
+    Series(("prefill", "moved"), rare="a worker with nothing to read while a prompt waits behind others elsewhere"),
 )
 REFUSED = (
     *each("invalid_value", "unsupported_value", "context_length_exceeded", "invalid_api_key", "model_not_found", "body_too_large"),
