@@ -66,6 +66,7 @@ class Worker:
         default_factory=dict[PromiseKey, int]
     )  # their prompt tokens, the oldest first
     reading_since: float = 0.0  # the oldest of them
+    hungry: bool = True  # it may have nothing to read, and nobody has looked yet for what waits elsewhere
     own: Load = field(default_factory=Load)  # sum of the promises
     foreign: Load = field(default_factory=Load)  # other routers' load, as of the last beat
     seen: SeenPrefixes = field(default_factory=SeenPrefixes)
@@ -112,7 +113,7 @@ class Worker:
     @property
     def free(self) -> bool:
         """It may be given a prompt and has none to read, of nobody."""
-        return self.usable and not self.load.tokens
+        return not self.unread and self.usable and not self.load.tokens
 
     @property
     def idle(self) -> bool:
@@ -149,6 +150,7 @@ class Worker:
         if key == next(iter(self.unread)):
             self.reading_since = now
         self.own = self.own.less(Load(tokens=self.unread.pop(key)))
+        self.hungry = not self.unread
         self.promises[key] = replace(self.promises[key], tokens=0)
 
     def measured(self, tokens: int, seconds: float) -> None:
@@ -163,6 +165,7 @@ class Worker:
     def correct(self, beat: Beat) -> None:
         """Take a new beat of this life: what it has beyond our own promises is others'."""
         self.beat = beat
+        self.hungry = True
         self.foreign = Load(
             tokens=max(0, beat.queued_tokens - self.own.tokens),
             blocks=max(0, beat.promised_blocks - self.own.blocks),

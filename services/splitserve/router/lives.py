@@ -161,10 +161,13 @@ class Lives:
         """Who has nothing to read takes a prompt that waits elsewhere: a worker that joined, or one that is through."""
         desk = self._desk
         desk.reader_free = False
-        for there in [worker for worker in desk.fleet if worker.free]:
+        for there in [worker for worker in desk.fleet if worker.hungry]:
+            there.hungry = False
+            if not there.free:
+                continue
             waiting = [(here, *found) for here in desk.fleet for found in here.waiting(desk.now)]
-            for here, key, before in waiting:
-                self.act(key[0], Lifecycle.wait_no_longer, here, before, there)
+            for here, (rid, _), before in waiting:
+                self.act(rid, Lifecycle.wait_no_longer, here, before, there)
                 if not there.free:
                     break
 
