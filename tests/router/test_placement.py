@@ -151,6 +151,13 @@ def test_a_prompt_that_waits_beside_decodes_is_read_by_a_free_prefill_worker():
     assert not sooner(need(1000), waits, replace(PREFILL, rate=100.0), BUSY)
 
 
+def test_a_short_prompt_is_read_where_it_waits_unless_many_are_before_it():
+    waits = replace(BUSY, queued_tokens=500, rate=100.0)
+    assert not sooner(need(64), waits, PREFILL, BUSY)
+    assert sooner(need(64), replace(waits, queued_tokens=600), PREFILL, BUSY)
+    assert sooner(need(64), replace(PREFILL, name="p1", queued_tokens=500), PREFILL, BUSY)
+
+
 def test_a_prompt_that_waits_is_moved_only_to_where_split_lets_it_be_read():
     waits, other = replace(PREFILL, queued_tokens=5000), replace(PREFILL, name="p1")
     assert sooner(need(1000, Split.ALWAYS), waits, other, IDLE)

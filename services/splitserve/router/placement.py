@@ -122,7 +122,6 @@ def choose_prefill(need: Need, prefills: Sequence[Candidate]) -> Candidate | Non
 
 def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool, Why]:
     """(remote?, why)."""
-    uncached = need.tokens - decode.cached_tokens
     if prefill is None:
         return False, Why.NO_PREFILL_WORKER
     if need.split is not Split.AUTO:
@@ -131,9 +130,15 @@ def _how(need: Need, decode: Candidate, prefill: Candidate | None) -> tuple[bool
         return True, Why.LONG_CONTEXT
     if decode.idle:
         return False, Why.IDLE
-    if uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_CHUNKS * decode.chunk_tokens:
+    if _short(need, decode):
         return False, Why.SHORT
     return _read_s(need, prefill, decode) <= _read_s(need, decode, decode), Why.FASTER
+
+
+def _short(need: Need, decode: Candidate) -> bool:
+    """A prompt of one chunk, and little before it: its hand-over would cost more than it delays."""
+    uncached = need.tokens - decode.cached_tokens
+    return uncached <= decode.chunk_tokens and decode.queued_tokens + uncached <= SHORT_CHUNKS * decode.chunk_tokens
 
 
 def sooner(need: Need, here: Candidate, there: Candidate, decode: Candidate) -> bool:
@@ -142,6 +147,8 @@ def sooner(need: Need, here: Candidate, there: Candidate, decode: Candidate) -> 
     if need.split is (Split.ALWAYS if local else Split.NEVER):
         return False
     if not local and not (there.room and there.fingerprint == decode.fingerprint):
+        return False
+    if here.name == decode.name and _short(need, here):
         return False
     return _read_s(need, there, decode) <= MOVE * _read_s(need, here, decode)
 
