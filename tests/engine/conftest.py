@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +19,14 @@ def kernels() -> Iterator[Path]:
     why_not = library.refusal()
     if why_not is not None:
         pytest.skip(why_not)
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+    compiler = library.found_compiler()
+    if compiler is None:
         pytest.skip("no C++ compiler here")
     folder = os.environ.get(EMULATED_AMX)
     cache = Path(folder) if folder else default_cache()
     with pytest.MonkeyPatch.context() as patched:
         if folder:
-            patched.setenv("CXX", str(compiler_with_tiles(cache)))
+            patched.setenv("CXX", str(compiler_with_tiles(compiler, cache)))
         library.load(library.build(cache))
     with pytest.MonkeyPatch.context() as patched:
         if folder:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitserve.router.account import Life
 from splitserve.router.exposition import Page
 from splitserve.router.federation import Federation
-from splitserve.router.fleet import Life
 
 HELP = "# HELP tokens_total Tokens.\n# TYPE tokens_total counter\n"
 GAUGE = "# HELP running Running.\n# TYPE running gauge\n"

@@ -1,17 +1,17 @@
-"""Signs of life, judgement, and promises."""
+"""Signs of life and judgement."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from splitserve.protocol.messages import Beat
-from splitserve.router.fleet import Fleet, Load, Worker
+from splitserve.router.account import Load, Worker
+from splitserve.router.fleet import Fleet
 from splitserve.router.rules import Rules
 from support.router_bench import worker_beat
 
 OWN = ("router-0", 7)
 D0 = ("d0", 1)
-JOB, A, B, C = ("job", 0), ("a", 0), ("b", 0), ("c", 0)
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Watch:
         return worker
 
     def work(self) -> None:
-        self.d0.promise(JOB, Load(tokens=10, blocks=2, context=10), self.now)
+        self.d0.promise(("job", 0), Load(tokens=10, blocks=2, context=10), self.now)
 
 
 OWN_BEAT = ("router-0", "router", 7)
@@ -177,93 +177,6 @@ def test_draining_and_unready_workers_get_no_new_work():
     assert watch.d0.usable
 
 
-def test_own_promises_count_at_once_and_beats_add_only_what_is_not_ours():
-    watch = Watch()
-    watch.d0.promise(A, Load(tokens=100, blocks=10, context=100), watch.now)
-    assert watch.d0.load == Load(100, 10, 100)
-    watch.beat("d0", queued_tokens=150, promised_blocks=8, running=1)
-    assert watch.d0.load == Load(150, 10, 100)
-    watch.d0.drop(A, watch.now)
-    watch.beat("d0", queued_tokens=50, promised_blocks=4, running=0)
-    assert watch.d0.load == Load(50, 4, 0)
-
-
-def test_a_promise_under_the_same_key_takes_the_place_of_the_former():
-    watch = Watch()
-    watch.d0.promise(A, Load(blocks=10, context=100), watch.now)
-    watch.d0.promise(A, Load(tokens=100, blocks=10, context=100), watch.now)
-    assert watch.d0.load == Load(100, 10, 100)
-
-
-def test_what_is_read_of_the_oldest_prompt_is_reckoned_from_its_worker_s_rate():
-    watch = Watch()
-    watch.d0.rate_beside = 100.0
-    for key in (A, B):
-        watch.d0.promise(key, Load(tokens=200, blocks=10, context=200), watch.now)
-    assert watch.d0.queued_tokens(watch.now + 0.5) == 350
-    assert watch.d0.queued_tokens(watch.now + 60) == 200  # never the next one's
-    watch.d0.computed(A, watch.now + 1)
-    assert watch.d0.queued_tokens(watch.now + 1) == 200
-    assert watch.d0.queued_tokens(watch.now + 2) == 100
-
-
-def test_reading_begins_again_with_the_next_prompt_when_the_oldest_is_dropped():
-    watch = Watch()
-    watch.d0.rate_beside = 100.0
-    for key in (A, B, C):
-        watch.d0.promise(key, Load(tokens=200, blocks=10, context=200), watch.now)
-    watch.d0.drop(B, watch.now + 1)  # it waited: the oldest is read on
-    assert watch.d0.queued_tokens(watch.now + 1) == 300
-    watch.d0.drop(A, watch.now + 1)
-    assert watch.d0.queued_tokens(watch.now + 1) == 200
-
-
-def test_a_prefill_worker_reads_at_its_own_rate_and_an_idle_decode_worker_as_if_alone():
-    watch = Watch()
-    watch.d0.prefill_rate, watch.d0.rate_beside = 900.0, 300.0
-    assert watch.d0.rate == 900.0
-    watch.work()
-    assert watch.d0.rate == 300.0
-    prefill = Worker(worker_beat("p0", "prefill"), watch.now)
-    prefill.prefill_rate = 700.0
-    prefill.promise(JOB, Load(tokens=100), watch.now)
-    assert prefill.queued_tokens(watch.now + 0.1) == 30
-
-
-def test_a_computed_prompt_is_no_longer_before_others():
-    watch = Watch()
-    watch.d0.promise(A, Load(tokens=100, blocks=10, context=100), watch.now)
-    watch.d0.computed(A, watch.now)
-    watch.d0.computed(A, watch.now)
-    assert watch.d0.load == Load(0, 10, 100)
-    watch.d0.drop(A, watch.now)
-    watch.d0.drop(A, watch.now)
-    assert watch.d0.idle
-
-
-def test_a_decode_workers_rate_is_kept_apart_by_whether_it_decoded_beside():
-    watch = Watch()
-    alone, beside = watch.d0.prefill_rate, watch.d0.rate_beside
-    watch.d0.promise(A, Load(tokens=100, blocks=10, context=100), watch.now)
-    watch.d0.measured(1000, 0.1)
-    assert watch.d0.prefill_rate > alone
-    assert watch.d0.rate_beside == beside
-    alone = watch.d0.prefill_rate
-    watch.d0.promise(B, Load(tokens=100, blocks=10, context=100), watch.now)
-    watch.d0.measured(1000, 10.0)
-    watch.d0.measured(8, 0.1)
-    assert watch.d0.prefill_rate == alone
-    assert watch.d0.rate_beside < beside
-
-
-def test_a_pool_is_promised_to_95_percent_but_an_idle_worker_is_always_asked():
-    watch = Watch()
-    assert watch.d0.has_room(5000)
-    watch.d0.promise(A, Load(blocks=900), watch.now)
-    assert watch.d0.has_room(50)
-    assert not watch.d0.has_room(51)
-
-
 def test_the_time_to_look_again_is_always_later_than_the_last_look():
     watch = Watch()
     watch.work()
@@ -277,28 +190,3 @@ def test_the_time_to_look_again_is_always_later_than_the_last_look():
         again = watch.fleet.wake_at(watch.now)
         assert again is None or again > watch.now
     assert not watch.d0.alive
-
-
-def test_a_prompt_waits_behind_what_is_left_of_those_before_it():
-    watch = Watch()
-    watch.d0.rate_beside = 100.0
-    assert list(watch.d0.waiting(watch.now)) == []
-    for key in (A, B, C):
-        watch.d0.promise(key, Load(tokens=200, blocks=10, context=200), watch.now)
-    assert list(watch.d0.waiting(watch.now + 0.5)) == [(B, 150), (C, 350)]
-    watch.d0.computed(A, watch.now + 0.5)
-    assert list(watch.d0.waiting(watch.now + 0.5)) == [(C, 200)]
-
-
-def test_a_worker_is_free_when_nobody_has_given_it_anything_to_read():
-    watch = Watch()
-    assert watch.d0.free
-    watch.beat("d0", queued_tokens=100)  # another router's
-    assert not watch.d0.free
-    watch.beat("d0")
-    watch.work()
-    assert not watch.d0.free
-    watch.d0.computed(JOB, watch.now)
-    assert watch.d0.free
-    watch.beat("d0", draining=True)
-    assert not watch.d0.free

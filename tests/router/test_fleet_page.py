@@ -14,8 +14,8 @@ from splitserve.bus.bus import Bus
 from splitserve.protocol.messages import Message, MetricsPage, Pong
 from splitserve.protocol.subjects import Subjects
 from splitserve.router import fleet_page
+from splitserve.router.account import Life
 from splitserve.router.exposition import OPENMETRICS, TEXT
-from splitserve.router.fleet import Life
 from splitserve.router.fleet_page import FleetPage
 from support.servers import Server
 from support.waiting import until

@@ -8,7 +8,7 @@ from splitserve.protocol.effects import NoAnswer
 from splitserve.protocol.handle import KvHandle
 from splitserve.protocol.messages import FinAck, Message, Release, Renew, RenewAnswer, Resume, ResumeAnswer, ResumeRow
 from splitserve.protocol.trace import NO_TRACE, TraceContext
-from splitserve.router.fleet import Life
+from splitserve.router.account import Life
 from splitserve.router.outbox import Outbox
 
 FIN_ACK_S = 0.2

@@ -27,10 +27,11 @@ from splitserve.protocol.messages import (
 from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.router import admission, digests
+from splitserve.router.account import Worker
 from splitserve.router.chores import Chores, FinAckTimer, RenewTimer
 from splitserve.router.desk import Desk, LifeTimer, Queue
 from splitserve.router.effects import Deliver, Leave, RouterCommand, RouterEvent, Stop, Submit
-from splitserve.router.fleet import Fleet, Worker
+from splitserve.router.fleet import Fleet
 from splitserve.router.generation import Done, Submission
 from splitserve.router.inbox import Inbox
 from splitserve.router.lifecycle import Lifecycle
@@ -207,9 +208,8 @@ class RouterCore:
 
     def _beat(self, beat: Beat) -> None:
         self._lives.lose_worker(self._fleet.on_beat(beat, self._out.now))
-        if beat.role != Role.ROUTER:
-            self._desk.reader_free = True
-            self._desk.queue.serve |= bool(len(self._desk.queue))
+        if beat.role != Role.ROUTER and len(self._desk.queue):
+            self._desk.queue.serve = True
 
     def _frame(self, frame: TokenFrame) -> None:
         worker = (frame.worker, frame.incarnation)
@@ -296,8 +296,7 @@ class RouterCore:
             self._lives.place_waiting()
             if len(self._desk.queue):
                 self._out.timers.set(CoreTimer("serve"), self._out.now + SERVE_AGAIN_S)
-        if self._desk.reader_free:
-            self._lives.move_waiting()
+        self._lives.move_waiting()
         self._lives.ask_for_gaps()
 
     def _ping(self, worker: Worker) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from splitserve.protocol.handle import KvSource
 from splitserve.protocol.messages import Amend, Cancel, KvReady
+from splitserve.router.account import Load, Worker
 from splitserve.router.desk import Desk
-from splitserve.router.fleet import Load, Worker
 from splitserve.router.generation import Submission
 from splitserve.router.legs import (
     ASK_S,
@@ -123,6 +123,5 @@ class Courier:
             return
         if load is None:
             worker.drop((self._sub.rid, key), self._desk.now)
-            self._desk.reader_free = True
         else:
             worker.promise((self._sub.rid, key), load, self._desk.now)

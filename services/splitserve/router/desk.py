@@ -43,7 +43,6 @@ class Desk:
     scout: Scout
     queue: Queue
     bus_down: bool = False
-    reader_free: bool = False  # somebody may have nothing to read now
 
     @property
     def now(self) -> float:

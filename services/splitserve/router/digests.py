@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from splitserve.protocol.messages import Cancel, Digest, DigestRow, KvFailed
 from splitserve.protocol.states import DecodeState, FailReason, PrefillState, Role
+from splitserve.router.account import Life
 from splitserve.router.desk import Desk
-from splitserve.router.fleet import Life
 from splitserve.router.lifecycle import Lifecycle
 from splitserve.router.lives import Lives
 

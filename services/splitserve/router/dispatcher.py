@@ -17,9 +17,9 @@ from splitserve.protocol.messages import Beat
 from splitserve.protocol.states import RequestState, Role, is_probe
 from splitserve.protocol.subjects import Subjects
 from splitserve.protocol.trace import NO_TRACE
+from splitserve.router.account import Life
 from splitserve.router.core import RouterCore
 from splitserve.router.effects import Crashed, Deliver, Leave, Save, Stop, Submit
-from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, Hear, Submission, Tokens
 from splitserve.router.records import Record
 from splitserve.router.spans import GenerationSpans

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from splitserve.router.account import Life
 from splitserve.router.exposition import Family, Page, Values, added, cut, joined
-from splitserve.router.fleet import Life
 
 KEEP_S = 900.0  # a dead process's counters stay for so long
 

@@ -10,9 +10,9 @@ from splitserve.bus.bus import Bus, NoResponders
 from splitserve.errors import BusUnavailable, ProtocolError
 from splitserve.protocol.messages import MetricsGet, MetricsPage
 from splitserve.protocol.subjects import Subjects
+from splitserve.router.account import Life
 from splitserve.router.exposition import content_type, written
 from splitserve.router.federation import Federation
-from splitserve.router.fleet import Life
 
 log = logging.getLogger("splitserve.router")
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from splitserve.protocol.handle import KvSource
 from splitserve.protocol.messages import Amend, DecodeJob, PrefillJob
-from splitserve.router.fleet import Life, Worker
+from splitserve.router.account import Life, Worker
 from splitserve.router.generation import Submission
 
 ASK_S = 0.5

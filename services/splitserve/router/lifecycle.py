@@ -15,11 +15,11 @@ from splitserve.errors import (
 from splitserve.protocol.effects import NoAnswer
 from splitserve.protocol.messages import KvFailed, KvLoaded, KvReady, Refused, TokenRow
 from splitserve.protocol.states import FailReason, FinishReason, RequestState
+from splitserve.router.account import Life, Worker
 from splitserve.router.courier import Courier
 from splitserve.router.delivery import Delivery
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.endings import Endings
-from splitserve.router.fleet import Life, Worker
 from splitserve.router.generation import Submission
 from splitserve.router.legs import AMEND_TRIES, DecodeLeg, JobKind, PrefillLeg
 from splitserve.router.placement import NotPlaced, Split
@@ -230,9 +230,9 @@ class Lifecycle:
             return
         self._reading.again(reader, decode)
 
-    def wait_no_longer(self, here: Worker, before: int, there: Worker) -> bool:
-        """It waits `here` behind so many prompt tokens, and `there` nothing is to be read. False: it stays."""
-        return self._reading.move(here, before, there)
+    def wait_no_longer(self, here: Worker, before: int, there: Worker) -> None:
+        """It waits `here` behind so many prompt tokens, and `there` nothing is to be read."""
+        self._reading.move(here, before, there)
 
     # --- transferring ---
 

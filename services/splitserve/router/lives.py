@@ -7,9 +7,9 @@ from typing import ParamSpec, TypeVarTuple
 
 from splitserve.errors import SplitserveError
 from splitserve.protocol.messages import ResumeRow
+from splitserve.router.account import Life
 from splitserve.router.desk import Desk
 from splitserve.router.effects import Crashed, Deliver
-from splitserve.router.fleet import Life
 from splitserve.router.generation import Done, Submission
 from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
@@ -159,13 +159,12 @@ class Lives:
 
     def move_waiting(self) -> None:
         """Who has nothing to read takes a prompt that waits elsewhere: a worker that joined, or one that is through."""
-        desk = self._desk
-        desk.reader_free = False
-        for there in [worker for worker in desk.fleet if worker.hungry]:
+        fleet, now = self._desk.fleet, self._desk.now
+        for there in [worker for worker in fleet if worker.hungry]:
             there.hungry = False
             if not there.free:
                 continue
-            waiting = [(here, *found) for here in desk.fleet for found in here.waiting(desk.now)]
+            waiting = [(here, *found) for here in fleet for found in here.waiting(now)]
             for here, (rid, _), before in waiting:
                 self.act(rid, Lifecycle.wait_no_longer, here, before, there)
                 if not there.free:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from splitserve.protocol.states import Role
+from splitserve.router.account import Worker
 from splitserve.router.courier import Courier
 from splitserve.router.desk import Desk
 from splitserve.router.endings import Endings
-from splitserve.router.fleet import Worker
 from splitserve.router.legs import DecodeLeg, PrefillLeg, prefill_leg
 from splitserve.router.request import Request
 
@@ -53,22 +53,20 @@ class Reading:
         if r.prefill is not None:
             self.ask(r.prefill, decode)
 
-    def move(self, here: Worker, before: int, there: Worker) -> bool:
-        """Have the prompt, which waits `here` behind so many tokens, read `there` if that is sooner. False: it stays."""
+    def move(self, here: Worker, before: int, there: Worker) -> None:
+        """Have the prompt, which waits `here` behind so many tokens, read `there` if that is sooner."""
         r, desk, decode = self._request, self._desk, self._request.decode
-        worker = desk.fleet.in_life(decode.life) if decode is not None and decode.accepted else None
-        if decode is None or worker is None or not self._waits:
-            return False
-        reader = None if there is worker else there
-        if reader is not None and reader.beat.role != Role.PREFILL:
-            return False
-        if not desk.scout.sooner(r.wish, r.context, here, before, there, worker, desk.now):
-            return False
+        if decode is None or not decode.accepted or not self._waits:
+            return
+        writer = desk.fleet.in_life(decode.life)
+        if writer is None or (there is not writer and there.beat.role != Role.PREFILL):
+            return
+        if not desk.scout.sooner(r.wish, r.context, here, before, there, writer, desk.now):
+            return
         r.count("replaced|prefill|moved")
         r.stages.moved(desk.now)
         self._endings.drop_prefill("moved")
-        self.again(reader, decode)
-        return True
+        self.again(None if there is writer else there, decode)
 
     @property
     def _waits(self) -> bool:

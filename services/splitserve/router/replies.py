@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from splitserve.protocol.effects import Answered, NoAnswer, Unanswered
 from splitserve.protocol.messages import Accepted, Message, Refused
+from splitserve.router.account import Life
 from splitserve.router.chores import ReleaseTag, ResumeTag
 from splitserve.router.desk import Desk, Wait
-from splitserve.router.fleet import Life
 from splitserve.router.legs import JobKind, JobTag
 from splitserve.router.lifecycle import Lifecycle
 from splitserve.router.lives import Lives

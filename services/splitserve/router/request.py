@@ -6,9 +6,9 @@ from splitserve.config import RoutingSettings
 from splitserve.errors import ContextTooLong, MessageTooLarge, NoWorkers, SplitserveError, row_of
 from splitserve.protocol.messages import FirstRow, KvReady, Refused, ResumeRow
 from splitserve.protocol.states import RefuseReason, RequestState, is_probe
+from splitserve.router.account import Life
 from splitserve.router.desk import Desk, Wait
 from splitserve.router.effects import Deliver, Save
-from splitserve.router.fleet import Life
 from splitserve.router.generation import GenerationEvent, Submission
 from splitserve.router.legs import DecodeLeg, PrefillLeg
 from splitserve.router.placement import Split
@@ -156,7 +156,6 @@ class Request:
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
             worker.computed((self.rid, leg.key), self._desk.now)
-            self._desk.reader_free = True
             worker.measured(message.handle.kv_tokens - message.cached_tokens, times.prefill_s)
 
     def first_row(self, leg: DecodeLeg, first: FirstRow) -> None:
@@ -171,7 +170,6 @@ class Request:
         worker = self._desk.fleet.in_life(leg.life)
         if worker is not None:
             worker.computed((self.rid, leg.slot), self._desk.now)
-            self._desk.reader_free = True
             worker.measured(self.context - first.cached_tokens, times.prefill_s)
 
     def remember_prefix(self, life: Life) -> None:

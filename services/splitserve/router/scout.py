@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from splitserve.config import RoutingSettings
 from splitserve.kv.prefix import block_hashes, chain_seed
 from splitserve.protocol.states import Role
-from splitserve.router.fleet import Fleet, Life, Load, Worker
+from splitserve.router.account import Life, Load, Worker
+from splitserve.router.fleet import Fleet
 from splitserve.router.generation import Submission
 from splitserve.router.placement import (
     Candidate,

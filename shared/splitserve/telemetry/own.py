@@ -26,10 +26,9 @@ PLACEMENTS = (
     Series(("local", "short"), rare="--split auto and one chunk of uncached tokens or less"),
     Series(("local", "faster"), rare="--split auto and prefill workers that are busier"),
 )
-_LOST = "a worker that died, refused or was cut off"
 REPLACED = (
     *(
-        Series((phase, reason), rare=_LOST)
+        Series((phase, reason), rare="a worker that died, refused or was cut off")
         for phase, reasons in (
             ("prefill", ("worker_lost", "refused", "no_answer", "unknown", "no_progress", "kv_failed")),
             ("decode", ("worker_lost", "refused", "no_answer", "unknown", "preempted", "outage")),

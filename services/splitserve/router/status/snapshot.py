@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from splitserve.protocol.states import RequestState, is_probe
 from splitserve.protocol.status import VERSION, LinkView, LoadView, RequestView, RouterView, Snapshot, WorkerView
+from splitserve.router.account import Worker
 from splitserve.router.core import RouterCore
-from splitserve.router.fleet import WEDGED_MS, Worker
+from splitserve.router.fleet import WEDGED_MS
 from splitserve.router.records import Record
 from splitserve.router.request import Request
 from splitserve.router.stages import TTFT_PARTS

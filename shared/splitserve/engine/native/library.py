@@ -62,7 +62,7 @@ def build(cache: Path) -> Path:
     target = library_path(cache)
     if target.exists():
         return target
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    compiler = found_compiler()
     if compiler is None:
         raise DependencyMissing("no C++ compiler was found (g++, clang++ or $CXX)")
     try:
@@ -73,6 +73,11 @@ def build(cache: Path) -> Path:
     except OSError as error:
         raise DependencyMissing(f"{target.parent}: {error.strerror or error}") from error
     return target
+
+
+def found_compiler() -> str | None:
+    """What `build` compiles with."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 
 
 def load(path: Path) -> None:
