@@ -2,9 +2,10 @@
 
     python benchmarks/split_grid.py --model FOLDER [--rounds 5] [--prompts 32 256 1024] [--loads 1 4 16] [--output 32]
 
-Three clusters stand side by side, one a way, and a cell asks them in turn with the same prompts, round by round, in an order
-that rotates; what the idle ones burn is printed. So many clients at a time ask again as soon as they are answered: requests a
-second are then their number over the mean time of an answer, and one figure tells both.
+In a round three clusters stand side by side, one a way, started anew: one of them may be slower than its like for as long as it
+lives. A cell asks them in turn with the same prompts, in an order that rotates; what the idle ones burn is printed. So many
+clients at a time ask again as soon as they are answered: requests a second are then their number over the mean time of an
+answer, and one figure tells both.
 """
 
 from __future__ import annotations
@@ -42,23 +43,24 @@ def main() -> None:
     peers.set_up()
     cells = list(itertools.product(given.prompts, given.loads))
     found: dict[tuple[int, int], dict[str, list[float]]] = {cell: {way: [] for way in WAYS} for cell in cells}
-    with ExitStack() as stack:
-        served = {
-            way: stack.enter_context(peers.splitserve(given.model, free_port(), ["--split", way, *given.flags.split()]))
-            for way in WAYS
-        }
-        for each in served.values():
-            load.run(each.url, given.model, Load(1024, 16, 4, 4), seed_of("warm-up"))
-        idle = busy_percent([root for each in served.values() for root in each.roots], _IDLE_S)
-        print(f"all three idle: {idle:.0f} % of a core", flush=True)
-        base = random.randrange(1 << 30)
-        for number in range(given.rounds):
+    idle: list[float] = []
+    base = random.randrange(1 << 30)
+    for number in range(given.rounds):
+        ways = (*WAYS[number % 3 :], *WAYS[: number % 3])
+        with ExitStack() as stack:
+            served: dict[str, peers.Served] = {}
+            for way in ways:
+                flags = ["--split", way, *given.flags.split()]
+                served[way] = stack.enter_context(peers.splitserve(given.model, free_port(), flags))
+                load.run(served[way].url, given.model, Load(1024, 16, 4, 4), seed_of("warm-up"))
+            idle.append(busy_percent([root for each in served.values() for root in each.roots], _IDLE_S))
             for cell in cells:
-                for way in (*WAYS[number % 3 :], *WAYS[: number % 3]):
-                    prompt, clients = cell
-                    asked = Load(prompt, given.output, max(_FEWEST, _A_CLIENT * clients), clients)
+                prompt, clients = cell
+                asked = Load(prompt, given.output, max(_FEWEST, _A_CLIENT * clients), clients)
+                for way in ways:
                     result = load.run(served[way].url, given.model, asked, seed_of(base, number, cell))
                     found[cell][way].append(float(result["mean_e2el_ms"]))
+    print(f"all three idle, % of a core: {Spread.of(idle)}")
     print(table(found, given.output))
 
 

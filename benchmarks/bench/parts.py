@@ -47,6 +47,14 @@ PARTS: Mapping[str, Part] = {
         "hurts. Auto is to be within 5 % of the better way.",
         model="--model",
     ),
+    "lending": Part(
+        "Cores that an idle worker lends",
+        "`splitserve serve --split always` as it is (lent) and with `--no-lend-cores` (kept): what decode gains by the core of a prefill worker "
+        "that has nothing to read, and what it costs to give it back. `alone`: one stream of 256/64 at a time; `arrivals`: 0.8 prompts a second "
+        "at random moments, 256/96, so that the core passes to and fro all the time. A spike at that would show in the longest gaps between two "
+        "tokens: the last hundredth of them is to be no longer with lending than without.",
+        model="--model",
+    ),
     "handover": Part(
         "The hand-over from prefill to decode",
         "The stages between a prompt's first token and decode's first step, milliseconds, as `splitserve serve --split always` tells them of each "
