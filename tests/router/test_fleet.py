@@ -190,3 +190,26 @@ def test_the_time_to_look_again_is_always_later_than_the_last_look():
         again = watch.fleet.wake_at(watch.now)
         assert again is None or again > watch.now
     assert not watch.d0.alive
+
+
+def test_a_new_worker_counts_as_fast_as_the_most_used_of_its_like():
+    watch = Watch()
+    watch.work()
+    watch.d0.prefill_rate, watch.d0.rate_beside = 700.0, 90.0
+    watch.beat("unused")
+    watch.fleet.on_beat(worker_beat("p0", "prefill"), watch.now)
+    watch.beat("other", fingerprint="another")
+    watch.beat("d1")
+    rates = {w.beat.name: (w.prefill_rate, w.rate_beside) for w in watch.fleet}
+    unmeasured = Worker(worker_beat("x", "decode"), watch.now)
+    assert rates["unused"] == rates["d1"] == (700.0, 90.0)
+    assert rates["p0"] == rates["other"] == (unmeasured.prefill_rate, unmeasured.rate_beside)
+
+
+def test_a_restarted_worker_keeps_the_rate_of_its_former_life():
+    watch = Watch()
+    watch.work()
+    watch.d0.prefill_rate = 700.0
+    assert watch.beat("d0", 2) == D0
+    assert watch.d0.life == ("d0", 2)
+    assert watch.d0.prefill_rate == 700.0

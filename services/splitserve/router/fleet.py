@@ -73,7 +73,7 @@ class Fleet:
             return None  # of a former life, late
         worker = self._workers.get(beat.name)
         if worker is None or worker.life != life:
-            self._workers[beat.name] = Worker(beat, now)
+            self._workers[beat.name] = self._met(beat, now)
             if worker is None:
                 return None
             self._past.add(worker.life)
@@ -83,6 +83,15 @@ class Fleet:
             return self._bury(worker)
         self.heard(life, now)
         return None
+
+    def _met(self, beat: Beat, now: float) -> Worker:
+        """A life that is new to us. Until it is measured it is as fast as the most used of its like, the former lives included."""
+        met, of = Worker(beat, now), (beat.role, beat.fingerprint)
+        like = [worker for worker in self if (worker.beat.role, worker.beat.fingerprint) == of]
+        if like:
+            known = max(like, key=lambda worker: worker.placed)
+            met.prefill_rate, met.rate_beside = known.prefill_rate, known.rate_beside
+        return met
 
     def heard(self, life: Life, now: float) -> None:
         """Anything from this life proves it, but for a wedged engine, whose other threads may talk on."""
