@@ -14,7 +14,6 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from bench import load, peers
 from bench.load import Load
 from bench.processes import stop_on_sigterm
 from bench.results import Spread, ratios
+from bench.side_by_side import side_by_side
 from bench.workloads import seed_of
-from support.servers import free_port
 
 WAYS: Mapping[str, Sequence[str]] = {"lent": (), "kept": ("--no-lend-cores",)}
 LOADS = {"alone": Load(256, 64, 8, 1), "arrivals": Load(256, 96, 30, rate=0.8)}
@@ -49,12 +48,7 @@ def main() -> int:
     base = random.randrange(1 << 30)
     for number in range(given.rounds):
         ways = [*WAYS][:: 1 if number % 2 else -1]
-        with ExitStack() as stack:
-            served: dict[str, peers.Served] = {}
-            for way in ways:
-                flags = ["--split", "always", *WAYS[way]]
-                served[way] = stack.enter_context(peers.splitserve(given.model, free_port(), flags))
-                load.run(served[way].url, given.model, Load(1024, 16, 4, 4), seed_of("warm-up"))
+        with side_by_side(given.model, {way: ["--split", "always", *WAYS[way]] for way in ways}) as served:
             for name, asked in LOADS.items():
                 for way in ways:
                     result = load.run(served[way].url, given.model, asked, seed_of(base, number, name))

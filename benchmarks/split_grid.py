@@ -2,8 +2,8 @@
 
     python benchmarks/split_grid.py --model FOLDER [--rounds 5] [--prompts 32 256 1024] [--loads 1 4 16] [--output 32]
 
-In a round three clusters stand side by side, one a way, started anew: one of them may be slower than its like for as long as it
-lives. A cell asks them in turn with the same prompts, in an order that rotates; what the idle ones burn is printed. So many
+In a round three clusters stand side by side, one a way, started anew, lest what one of them has by chance be taken for its
+way's. A cell asks them in turn with the same prompts, in an order that rotates; what the idle ones burn is printed. So many
 clients at a time ask again as soon as they are answered: requests a second are then their number over the mean time of an
 answer, and one figure tells both.
 """
@@ -14,15 +14,14 @@ import argparse
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from bench import load, peers
 from bench.load import Load
 from bench.processes import busy_percent, stop_on_sigterm
 from bench.results import Spread, ratios
+from bench.side_by_side import side_by_side
 from bench.workloads import seed_of
-from support.servers import free_port
 
 WAYS = ("auto", "always", "never")
 BOUND = 1.05  # of the better way's time
@@ -47,12 +46,8 @@ def main() -> None:
     base = random.randrange(1 << 30)
     for number in range(given.rounds):
         ways = (*WAYS[number % 3 :], *WAYS[: number % 3])
-        with ExitStack() as stack:
-            served: dict[str, peers.Served] = {}
-            for way in ways:
-                flags = ["--split", way, *given.flags.split()]
-                served[way] = stack.enter_context(peers.splitserve(given.model, free_port(), flags))
-                load.run(served[way].url, given.model, Load(1024, 16, 4, 4), seed_of("warm-up"))
+        flags = {way: ["--split", way, *given.flags.split()] for way in ways}
+        with side_by_side(given.model, flags) as served:
             idle.append(busy_percent([root for each in served.values() for root in each.roots], _IDLE_S))
             for cell in cells:
                 prompt, clients = cell

@@ -28,6 +28,9 @@ class Load:
     goodput: tuple[int, int] | None = None  # TTFT and TPOT in milliseconds that a request must keep
 
 
+WARM_UP = Load(1024, 16, 4, 4)
+
+
 def run(url: str, model: Path, load: Load, seed: int, *, all_answered: bool = True) -> dict[str, Any]:
     """The generator's own result. RuntimeError with its last lines when it failed, or a request where `all_answered`."""
     with tempfile.TemporaryDirectory() as folder:

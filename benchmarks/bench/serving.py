@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import llama, load, peers, results
-from bench.load import Load
 from bench.peers import Served
 from bench.processes import busy_percent
 from bench.results import About
@@ -31,7 +30,6 @@ from splitserve.model.resolve import cache_folder
 SYSTEMS = ("splitserve", "vllm", "pair", "llama")
 # the pair may need ten minutes a run; llama.cpp is for one stream, and a quarter of an hour to build
 _USUAL = SYSTEMS[:2]
-_WARM_UP = Load(1024, 16, 4, 4)
 _IDLE_S = 3.0
 _ROUNDS = 5
 
@@ -116,7 +114,7 @@ def _round(
     for system in systems[first:] + systems[:first]:
         began = time.monotonic()
         with starts[system]() as served:
-            load.run(served.url, asked[system].model, _WARM_UP, seed_of(seed, "warm-up"))
+            load.run(served.url, asked[system].model, load.WARM_UP, seed_of(seed, "warm-up"))
             idle = busy_percent(served.roots, _IDLE_S)
             took = time.monotonic() - began
             print(f"round {number + 1}, {system}: up and warm in {took:.0f} s, idle {idle:.0f} % of a core", flush=True)
